@@ -1,0 +1,261 @@
+/* compact.c: see compact.h. */
+#include "compact.h"
+#include "fault.h"
+#include "heap.h"
+#include "repair.h"
+#include "table.h"
+
+#define SLABS_PER_CALL 16u         /* moves under one hold of a lock: at most 16 slabs */
+#define VICTIMS_PER_CALL 16u       /* stripes that one writer compacts before it gives up */
+#define WINDOWS_PER_CALL 4u
+
+static Status begin(Call *call, uint32_t stripe) {
+    Status s = stripe_lock(call, stripe);
+    if (s == ST_OK) {
+        store_release(&call->arena->stripes[stripe].owner, (uint64_t)call->slot + 1);
+    }
+    return s;
+}
+
+static void end(Call *call, uint32_t stripe) {
+    store_release(&call->arena->stripes[stripe].owner, 0);
+    stripe_unlock(call, stripe);
+}
+
+/* The place that holds this entry; NULL if it is not linked. */
+static uint64_t *place_of(const Arena *arena, const Entry *entry) {
+    Bucket *bucket = table_bucket(arena, entry_hash(arena, entry));
+    uint64_t offset = arena_offset(arena, entry);
+    for (uint32_t hops = 0; bucket != NULL && hops < CHAIN_LIMIT; hops++) {
+        for (uint32_t i = 0; i < PLACES; i++) {
+            if (PLACE_OFFSET(load_relaxed(&bucket->place[i])) == offset) {
+                return &bucket->place[i];
+            }
+        }
+        uint64_t next = load_relaxed(&bucket->next);
+        bucket = next == 0 ? NULL : (Bucket *)arena_at(arena, next);
+    }
+    return NULL;
+}
+
+static void move(Call *call, uint32_t index, uint64_t *place, const Entry *entry, uint64_t to) {
+    Arena *arena = call->arena;
+    Stripe *stripe = &arena->stripes[index];
+    uint64_t from = arena_offset(arena, entry);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    copy_to_shared(arena->base + to, entry, entry_size(entry));
+    KILL_POINT(move_copied);
+    stripe_go_odd(stripe);
+    KILL_POINT(move_odd);
+    store_relaxed(&stripe->moves, load_relaxed(&stripe->moves) + 1);
+    KILL_POINT(move_counted);
+    store_relaxed(place, PLACE(PLACE_TAG(load_relaxed(place)), to));
+    KILL_POINT(move_placed);
+    stripe_go_even(stripe);
+    KILL_POINT(move_even);
+    heap_return(arena, index, from);
+    KILL_POINT(move_freed);
+    slot_count(call, COUNT_MOVES);
+}
+
+/* Moves all blocks of the slab or run at page elsewhere; elsewhere = another slab, or anywhere if `from_pool`.
+ * False if one could not be moved. */
+static bool evacuate(Call *call, uint32_t index, uint64_t page, bool from_pool) {
+    Arena *arena = call->arena;
+    uint64_t word = load_relaxed(&arena->page_words[page]);
+    uint32_t class_ = PAGE_CLASS(word);
+    uint64_t start = arena->pages_offset + page * PAGE_BYTES;
+    uint32_t blocks = class_ == CLASS_RUN ? 1 : heap_slab_blocks(class_);
+    uint64_t step = class_ == CLASS_RUN ? 0 : heap_class_bytes(class_);
+    for (uint32_t block = 0; block < blocks; block++) {
+        /* The page is given back with its last block: look at the word again before believing the bitmap. */
+        if (load_relaxed(&arena->page_words[page]) != word) {
+            return true;
+        }
+        if (!(arena->page_metas[page].used[block / 64] >> (block % 64) & 1)) {
+            continue;
+        }
+        Entry *entry = (Entry *)(arena->base + start + block * step);
+        uint64_t *place = place_of(arena, entry);
+        if (place == NULL) {
+            return false;
+        }
+        uint64_t size = entry_size(entry), to = heap_take_elsewhere(arena, index, size, page, from_pool);
+        if (to == 0) {
+            return false;
+        }
+        move(call, index, place, entry, to);
+    }
+    return true;
+}
+
+Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
+    uint64_t before = call->arena->stripes[stripe].pages;
+    *pages = 0;
+    Status s = begin(call, stripe);
+    if (s != ST_OK) {
+        return s;
+    }
+    before = call->arena->stripes[stripe].pages;
+    for (uint32_t i = 0; i < SLABS_PER_CALL; i++) {
+        int64_t slab = heap_sparse_slab(call->arena, stripe);
+        if (slab < 0 || !evacuate(call, stripe, (uint64_t)slab, false)) {
+            break;
+        }
+    }
+    uint64_t after = call->arena->stripes[stripe].pages;
+    *pages = before > after ? before - after : 0;
+    end(call, stripe);
+    return ST_OK;
+}
+
+/* ---- windows ------------------------------------------------------------------------------------------------ */
+/* Used pages in [page, page + n), or UINT64_MAX if one of them can't be moved. */
+static uint64_t window_cost(const Arena *arena, uint64_t page, uint64_t n) {
+    uint64_t used = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t kind = PAGE_KIND(load_relaxed(&arena->page_words[page + i]));
+        if (kind == PAGE_SLOT || kind == PAGE_BUCKETS) {
+            return UINT64_MAX;
+        }
+        used += kind == PAGE_STRIPE;
+    }
+    return used;
+}
+
+static int64_t window_choose(const Arena *arena, uint64_t n, uint64_t not_before) {
+    uint64_t limit = min_u64(load_relaxed(&arena->control->page_limit), arena->page_count);
+    uint64_t stride = n / 2 < 8 ? 8 : n / 2 & ~7ULL, best_cost = UINT64_MAX;
+    int64_t best = -1;
+    for (uint64_t page = align_up(not_before, 8); page + n <= limit; page += stride) {
+        uint64_t cost = window_cost(arena, page, n);
+        if (cost < best_cost) {
+            best_cost = cost;
+            best = (int64_t)page;
+        }
+    }
+    return best;
+}
+
+/* Claims what is free in the window for the slot, so that nothing new moves in. */
+static void window_fence(Call *call, uint64_t page, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t *word = &call->arena->page_words[page + i];
+        if (load_relaxed(word) == PAGE_FREE && cas_u64(word, PAGE_FREE, PAGE_WORD(PAGE_SLOT, CLASS_RUN, call->slot, 1))) {
+            __atomic_fetch_sub(&call->arena->control->pages_free, 1, __ATOMIC_RELAXED);
+        }
+    }
+}
+
+static bool window_empty_page(Call *call, uint64_t page) {
+    Arena *arena = call->arena;
+    uint64_t word = load_relaxed(&arena->page_words[page]);
+    if (PAGE_KIND(word) != PAGE_STRIPE) {
+        return PAGE_KIND(word) == PAGE_SLOT || PAGE_KIND(word) == PAGE_FREE;
+    }
+    uint32_t stripe = PAGE_OWNER(word);
+    if (stripe >= arena->stripe_count || begin(call, stripe) != ST_OK) {
+        return false;
+    }
+    bool done = false;
+    word = load_relaxed(&arena->page_words[page]);
+    if (PAGE_KIND(word) == PAGE_STRIPE && PAGE_OWNER(word) == stripe) {
+        uint64_t head = page;
+        for (uint64_t i = 0; PAGE_RUN(load_relaxed(&arena->page_words[head])) == 0 && head > 0 && i < arena->page_count; i++) {
+            head--;
+        }
+        done = evacuate(call, stripe, head, true);
+    } else {
+        done = true;
+    }
+    end(call, stripe);
+    return done;
+}
+
+/* Empties a window of n pages; they are free, side by side, when it returns true (until somebody takes them). */
+static bool window_make(Call *call, uint64_t n) {
+    Arena *arena = call->arena;
+    uint64_t not_before = 0;
+    for (uint32_t attempt = 0; attempt < WINDOWS_PER_CALL; attempt++) {
+        int64_t chosen = window_choose(arena, n, not_before);
+        if (chosen < 0) {
+            return false;
+        }
+        uint64_t page = (uint64_t)chosen;
+        bool emptied = true;
+        window_fence(call, page, n);
+        for (uint64_t i = 0; i < n && emptied; i++) {
+            emptied = window_empty_page(call, page + i);
+            window_fence(call, page, n);
+        }
+        heap_free_slot_pages(arena, (uint32_t)call->slot);
+        if (emptied) {
+            store_relaxed(&arena->control->run_cursor, page);
+            return true;
+        }
+        not_before = page + 8;
+    }
+    return false;
+}
+
+bool compact_make_room(Call *call, uint64_t block_bytes) {
+    Arena *arena = call->arena;
+    uint64_t n = block_bytes <= 512 ? 1 : block_bytes <= 2048 ? 4 : block_bytes <= 8192 ? 8 : (block_bytes + PAGE_BYTES - 1) / PAGE_BYTES;
+    uint64_t keep = load_relaxed(&arena->control->page_limit) / HEAP_RESERVE_DIVISOR;
+    if (n > load_relaxed(&arena->control->page_limit)) {
+        return false;
+    }
+    uint64_t gained = 0;
+    uint32_t victims = arena->stripe_count < VICTIMS_PER_CALL ? arena->stripe_count : VICTIMS_PER_CALL;
+    for (uint32_t round = 0; round < arena->stripe_count / victims && heap_free_hint(arena) < n + keep; round++) {
+        for (uint32_t i = 0; i < victims; i++) {
+            uint64_t victim = __atomic_fetch_add(&arena->control->victim_cursor, 1, __ATOMIC_RELAXED), pages = 0;
+            if (store_compact(call, (uint32_t)(victim % arena->stripe_count), &pages) == ST_OK) {
+                gained += pages;
+            }
+        }
+    }
+    if (n > 1 && heap_count_free(arena) >= n) {
+        return window_make(call, n);
+    }
+    return gained > 0;
+}
+
+/* ---- dead entries ----------------------------------------------------------------------------------------------- */
+static Status sweep_place(void *context, Stripe *stripe, Bucket *bucket, uint64_t *place, Entry *entry) {
+    Call *call = context;
+    (void)bucket;
+    if (!entry_cleared(stripe, entry->version, entry->namespace_id)) {
+        return ST_OK;
+    }
+    uint64_t offset = PLACE_OFFSET(load_relaxed(place));
+    stripe_go_odd(stripe);
+    KILL_POINT(sweep_odd);
+    store_relaxed(place, 0);
+    stripe->entries--;
+    KILL_POINT(sweep_unlinked);
+    stripe_go_even(stripe);
+    KILL_POINT(sweep_even);
+    heap_return(call->arena, (uint32_t)(stripe - call->arena->stripes), offset);
+    return ST_OK;
+}
+
+Status store_sweep(Call *call, uint32_t index) {
+    Stripe *stripe = &call->arena->stripes[index];
+    Status s = stripe_lock(call, index);
+    if (s != ST_OK) {
+        return s;
+    }
+    uint64_t live = 0;
+    for (uint32_t i = 0; i < NAMESPACE_COUNT; i++) {
+        live += load_relaxed(&stripe->count[i]);
+    }
+    if (live == stripe->entries) {
+        stripe_unlock(call, index);
+        return ST_OK;
+    }
+    store_release(&stripe->owner, (uint64_t)call->slot + 1);
+    s = table_walk(call->arena, index, call, sweep_place, NULL);
+    end(call, index);
+    return s;
+}
