@@ -90,13 +90,12 @@ static bool evacuate(Call *call, uint32_t index, uint64_t page, bool from_pool) 
 }
 
 Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
-    uint64_t before = call->arena->stripes[stripe].pages;
     *pages = 0;
     Status s = begin(call, stripe);
     if (s != ST_OK) {
         return s;
     }
-    before = call->arena->stripes[stripe].pages;
+    uint64_t before = call->arena->stripes[stripe].pages;
     for (uint32_t i = 0; i < SLABS_PER_CALL; i++) {
         int64_t slab = heap_sparse_slab(call->arena, stripe);
         if (slab < 0 || !evacuate(call, stripe, (uint64_t)slab, false)) {

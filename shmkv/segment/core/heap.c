@@ -285,20 +285,31 @@ void heap_return(Arena *arena, uint32_t stripe_index, uint64_t offset) {
 }
 
 /* ---- overflow buckets ---------------------------------------------------------------------------------- */
+/* The count is a hint, as that of free pages: a refusal needs a count. */
+static bool overflow_admitted(Arena *arena) {
+    if (load_relaxed(&arena->control->overflow_pages) < arena->overflow_page_limit) {
+        return true;
+    }
+    uint64_t pages = 0;
+    for (uint64_t i = 0; i < arena->page_count; i++) {
+        pages += PAGE_KIND(load_relaxed(&arena->page_words[i])) == PAGE_BUCKETS;
+    }
+    store_relaxed(&arena->control->overflow_pages, pages);
+    return pages < arena->overflow_page_limit;
+}
+
 uint64_t heap_take_bucket(Arena *arena, uint32_t stripe_index) {
     Stripe *stripe = &arena->stripes[stripe_index];
     int64_t page = (int64_t)stripe->bucket_partial - 1;
     if (page < 0) {
-        if (__atomic_fetch_add(&arena->control->overflow_pages, 1, __ATOMIC_RELAXED) >= arena->overflow_page_limit) {
-            __atomic_fetch_sub(&arena->control->overflow_pages, 1, __ATOMIC_RELAXED);
-            return 0;
-        }
-        page = slab_make(arena, stripe_index, PAGE_BUCKETS, CLASS_BUCKETS, false);
+        page = overflow_admitted(arena) ? slab_make(arena, stripe_index, PAGE_BUCKETS, CLASS_BUCKETS, false) : -1;
         if (page < 0) {
-            __atomic_fetch_sub(&arena->control->overflow_pages, 1, __ATOMIC_RELAXED);
             return 0;
         }
+        __atomic_fetch_add(&arena->control->overflow_pages, 1, __ATOMIC_RELAXED);
     }
+    /* The page may have been another stripe's: see fill_draft. */
+    __atomic_thread_fence(__ATOMIC_RELEASE);
     uint64_t offset = slab_take(arena, stripe, CLASS_BUCKETS, (uint64_t)page);
     Bucket *bucket = (Bucket *)(arena->base + offset);
     for (uint32_t i = 0; i < PLACES; i++) {

@@ -1,5 +1,8 @@
 /* lock.c: see lock.h.  glibc's lock word is used here and nowhere else: thread id | WAITERS | OWNER_DIED
  * (the kernel's robust futex ABI). */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE        /* pthread_mutex_clocklock */
+#endif
 #include "lock.h"
 
 #include <errno.h>

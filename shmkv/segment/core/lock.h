@@ -27,7 +27,7 @@ void lock_release(pthread_mutex_t *lock);
 /* Thread id in the lock word, 0 = free. */
 uint32_t lock_holder(const pthread_mutex_t *lock);
 /* If no live slot has the holder's thread id, does what the kernel should have done: marks the lock
- * as left by a dead owner and wakes a waiter (HAZARDS H13).  True if it did. */
+ * as left by a dead owner and wakes a waiter (H13 in docs/crash-table.md).  True if it did. */
 bool lock_doctor(Arena *arena, pthread_mutex_t *lock);
 
 /* True if the task that claimed the slot is gone. */

@@ -77,7 +77,7 @@ void record_put_bytes(Arena *arena, uint64_t lsn, const void *from, uint64_t len
 }
 
 static uint64_t copy_item(Arena *arena, uint64_t lsn, const Item *item) {
-    static const uint8_t zeros[8] = {0};
+    static const uint8_t zeros[16] = {0};      /* padding of a delete's key and of its body: up to 11 bytes */
     uint64_t length = item_body_bytes(item);
     if (item->kind == ITEM_DELETE) {
         DeleteHead head = delete_head(item);

@@ -272,8 +272,10 @@ static Status append_and_link(Call *call, Write *write) {
     KILL_POINT(tail_stored);
     store_release(&slot->verdict, VERDICT(VERDICT_COMMITTED, lsn));
     KILL_POINT(verdict_committed);
-    /* Offsets in the list are this call's own, so this can't fail. */
-    s = redo_run(arena, slot, lsn, -1, write->stripes, write->stripe_count);
+    if (UNLIKELY(redo_run(arena, slot, lsn, -1, write->stripes, write->stripe_count) != ST_OK)) {
+        /* The list is this call's own: somebody has scribbled on the slot.  It happened; the audit must find out what. */
+        store_release_u32(&control->condemned, 1);
+    }
     KILL_POINT(linked);
     count_items(call, write);
     for (uint32_t i = 0; i < write->stripe_count; i++) {
@@ -285,7 +287,7 @@ static Status append_and_link(Call *call, Write *write) {
     ring_unlock(call);
     KILL_POINT(ring_unlocked);
     store_relaxed(&slot->last_lsn, lsn);
-    return s;
+    return ST_OK;
 }
 
 static void free_old(Call *call, Write *write) {
