@@ -119,16 +119,19 @@ static Status plan_regions(ArenaPlan *plan, ArenaHeader *h) {
 Status arena_plan(ArenaPlan *plan) {
     ArenaHeader *h = &plan->header;
     memset(h, 0, sizeof *h);
-    if (plan->size_bytes < MIB) {
-        plan->size_bytes = MIB;
+    uint64_t asked = plan->size_bytes, tried;
+    Status s;
+    plan->size_bytes = asked < MIB ? MIB : asked;
+    do {
+        /* Page words and buckets grow with the size: asks for more until that is enough for itself. */
+        tried = plan->size_bytes;
+        s = plan_numbers(plan, h);
+        if (s == ST_OK) {
+            s = plan_regions(plan, h);
+        }
+    } while (s != ST_OK && plan->size_bytes > tried);
+    if (s != ST_OK || plan->size_bytes > asked) {
         return ST_INVALID;
-    }
-    Status s = plan_numbers(plan, h);
-    if (s == ST_OK) {
-        s = plan_regions(plan, h);
-    }
-    if (s != ST_OK) {
-        return s;
     }
     if (plan->first_lsn != 0 && (plan->first_lsn % h->ring_bytes != 0 || plan->first_lsn < LSN_GAP)) {
         return ST_INVALID;
@@ -170,6 +173,9 @@ static void read_boot_id(uint8_t boot_id[16]) {
 
 Status arena_format(uint8_t *base, const ArenaPlan *plan) {
     ArenaHeader h = plan->header;
+    if (h.first_lsn < LSN_GAP) {
+        return ST_INVALID;      /* a plan made for its numbers only; version 0 would be an entry that is dead at birth */
+    }
     h.pid_namespace = arena_pid_namespace();
     read_boot_id(h.boot_id);
     h.created_wall_ms = clock_wall_ms();
@@ -246,18 +252,29 @@ static Status check_identity(const ArenaHeader *h, OpenError *why) {
     return ST_OK;
 }
 
+/* True if count things of size bytes at offset lie behind *at and below limit; moves *at to their end. */
+static bool region_fits(uint64_t *at, uint64_t offset, uint64_t count, uint64_t size, uint64_t limit) {
+    if (offset < *at || offset > limit || offset % PAGE_BYTES != 0 || count > (limit - offset) / size) {
+        return false;
+    }
+    *at = offset + count * size;
+    return true;
+}
+
 static bool header_in_bounds(const ArenaHeader *h, uint64_t mapped_bytes) {
-    uint64_t most_pages = h->max_size_bytes / PAGE_BYTES;
-    return h->size_bytes <= mapped_bytes && h->stripe_count >= STRIPES_MIN && h->stripe_count <= STRIPES_MAX &&
-           (h->stripe_count & (h->stripe_count - 1)) == 0 && h->ring_bytes >= RING_MIN_BYTES &&
-           (h->ring_bytes & (h->ring_bytes - 1)) == 0 && h->buckets_per_stripe > 0 &&
-           h->control_offset == 2 * HEADER_BYTES && h->slots_offset + sizeof(Slot) * SLOT_COUNT <= h->stripes_offset &&
-           h->stripes_offset + sizeof(Stripe) * h->stripe_count <= h->page_words_offset &&
-           h->page_words_offset + 8 * most_pages <= h->page_metas_offset &&
-           h->page_metas_offset + sizeof(PageMeta) * most_pages <= h->ring_offset &&
-           h->ring_offset + h->ring_bytes <= h->buckets_offset &&
-           h->buckets_offset + sizeof(Bucket) * (uint64_t)h->buckets_per_stripe * h->stripe_count <= h->pages_offset &&
-           h->pages_offset < h->size_bytes && h->pages_offset + h->page_count * PAGE_BYTES <= h->max_size_bytes;
+    uint64_t most_pages = h->max_size_bytes / PAGE_BYTES, limit = h->size_bytes, at = 2 * HEADER_BYTES;
+    return h->size_bytes <= mapped_bytes && h->size_bytes <= h->max_size_bytes && h->stripe_count >= STRIPES_MIN &&
+           h->stripe_count <= STRIPES_MAX && (h->stripe_count & (h->stripe_count - 1)) == 0 &&
+           h->ring_bytes >= RING_MIN_BYTES && (h->ring_bytes & (h->ring_bytes - 1)) == 0 && h->buckets_per_stripe > 0 &&
+           h->control_offset == at && region_fits(&at, h->control_offset, 1, sizeof(Control), limit) &&
+           region_fits(&at, h->namespaces_offset, NAMESPACE_COUNT, sizeof(Namespace), limit) &&
+           region_fits(&at, h->slots_offset, SLOT_COUNT, sizeof(Slot), limit) &&
+           region_fits(&at, h->stripes_offset, h->stripe_count, sizeof(Stripe), limit) &&
+           region_fits(&at, h->page_words_offset, most_pages, sizeof(uint64_t), limit) &&
+           region_fits(&at, h->page_metas_offset, most_pages, sizeof(PageMeta), limit) &&
+           region_fits(&at, h->ring_offset, h->ring_bytes, 1, limit) &&
+           region_fits(&at, h->buckets_offset, (uint64_t)h->buckets_per_stripe * h->stripe_count, sizeof(Bucket), limit) &&
+           region_fits(&at, h->pages_offset, h->page_count, PAGE_BYTES, h->max_size_bytes) && h->pages_offset < limit;
 }
 
 Status arena_open(Arena *arena, uint8_t *base, uint64_t mapped_bytes, bool writable, OpenError *why) {

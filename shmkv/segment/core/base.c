@@ -53,6 +53,13 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t crc, con
         c = __builtin_ia32_crc32di(c, word);
     }
     crc = (uint32_t)c;
+    if (length >= 4) {
+        uint32_t half;
+        memcpy(&half, p, 4);
+        crc = __builtin_ia32_crc32si(crc, half);
+        p += 4;
+        length -= 4;
+    }
     while (length--) {
         crc = __builtin_ia32_crc32qi(crc, *p++);
     }

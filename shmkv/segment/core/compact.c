@@ -109,25 +109,50 @@ Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------------ */
-/* Used pages in [page, page + n), or UINT64_MAX if one of them can't be moved. */
-static uint64_t window_cost(const Arena *arena, uint64_t page, uint64_t n) {
+typedef struct Window {
+    uint64_t pages;
+    uint64_t failed[WINDOWS_PER_CALL];     /* pages that could not be emptied: no window over them again */
+    uint32_t failures;
+} Window;
+
+/* The first page behind what can't be moved from this page, 0 if it can: a page of buckets or of a slot, one that failed, or
+ * a run of more than half the window: it needs as large a hole as the one that is wanted. */
+static uint64_t window_obstacle(const Arena *arena, const Window *window, uint64_t page) {
+    uint64_t word = load_relaxed(&arena->page_words[page]), head = page;
+    bool failed = PAGE_KIND(word) == PAGE_SLOT || PAGE_KIND(word) == PAGE_BUCKETS;
+    for (uint32_t i = 0; i < window->failures; i++) {
+        failed = failed || window->failed[i] == page;
+    }
+    if (failed || PAGE_KIND(word) != PAGE_STRIPE || PAGE_CLASS(word) != CLASS_RUN) {
+        return failed ? page + 1 : 0;
+    }
+    while (PAGE_RUN(load_relaxed(&arena->page_words[head])) == 0 && head > 0 && page - head <= window->pages / 2) {
+        head--;
+    }
+    uint64_t run = PAGE_RUN(load_relaxed(&arena->page_words[head]));
+    return run == 0 || run > window->pages / 2 ? page + 1 : 0;
+}
+
+/* Used pages of the window at page; UINT64_MAX if it can't be emptied, and *next = where the next one may begin. */
+static uint64_t window_cost(const Arena *arena, const Window *window, uint64_t page, uint64_t *next) {
     uint64_t used = 0;
-    for (uint64_t i = 0; i < n; i++) {
-        uint32_t kind = PAGE_KIND(load_relaxed(&arena->page_words[page + i]));
-        if (kind == PAGE_SLOT || kind == PAGE_BUCKETS) {
+    for (uint64_t i = window->pages; i-- > 0;) {
+        *next = window_obstacle(arena, window, page + i);
+        if (*next != 0) {
             return UINT64_MAX;
         }
-        used += kind == PAGE_STRIPE;
+        used += PAGE_KIND(load_relaxed(&arena->page_words[page + i])) == PAGE_STRIPE;
     }
     return used;
 }
 
-static int64_t window_choose(const Arena *arena, uint64_t n, uint64_t not_before) {
+static int64_t window_choose(const Arena *arena, const Window *window) {
     uint64_t limit = min_u64(load_relaxed(&arena->control->page_limit), arena->page_count);
-    uint64_t stride = n / 2 < 8 ? 8 : n / 2 & ~7ULL, best_cost = UINT64_MAX;
+    /* Windows of 4 and 8 pages are for slabs, which start at multiples of their length. */
+    uint64_t n = window->pages, align = n < 4 ? 1 : n < 8 ? 4 : 8, stride = n < 64 ? align : n / 8 & ~7ULL, best_cost = UINT64_MAX;
     int64_t best = -1;
-    for (uint64_t page = align_up(not_before, 8); page + n <= limit; page += stride) {
-        uint64_t cost = window_cost(arena, page, n);
+    for (uint64_t page = 0, next; page + n <= limit; page = next != 0 ? align_up(next, align) : page + stride) {
+        uint64_t cost = window_cost(arena, window, page, &next);
         if (cost < best_cost) {
             best_cost = cost;
             best = (int64_t)page;
@@ -174,9 +199,9 @@ static bool window_empty_page(Call *call, uint64_t page) {
 /* Empties a window of n pages; they are free, side by side, when it returns true (until somebody takes them). */
 static bool window_make(Call *call, uint64_t n) {
     Arena *arena = call->arena;
-    uint64_t not_before = 0;
-    for (uint32_t attempt = 0; attempt < WINDOWS_PER_CALL; attempt++) {
-        int64_t chosen = window_choose(arena, n, not_before);
+    Window window = {.pages = n};
+    while (window.failures < WINDOWS_PER_CALL) {
+        int64_t chosen = window_choose(arena, &window);
         if (chosen < 0) {
             return false;
         }
@@ -186,15 +211,29 @@ static bool window_make(Call *call, uint64_t n) {
         for (uint64_t i = 0; i < n && emptied; i++) {
             emptied = window_empty_page(call, page + i);
             window_fence(call, page, n);
+            window.failed[window.failures] = page + i;
         }
         heap_free_slot_pages(arena, (uint32_t)call->slot);
         if (emptied) {
             store_relaxed(&arena->control->run_cursor, page);
             return true;
         }
-        not_before = page + 8;
+        window.failures++;
     }
     return false;
+}
+
+/* Compacts the next few stripes; returns the pages that came free. */
+static uint64_t compact_some(Call *call) {
+    Arena *arena = call->arena;
+    uint64_t gained = 0;
+    for (uint32_t i = 0; i < VICTIMS_PER_CALL && i < arena->stripe_count; i++) {
+        uint64_t victim = __atomic_fetch_add(&arena->control->victim_cursor, 1, __ATOMIC_RELAXED), pages = 0;
+        if (store_compact(call, (uint32_t)(victim % arena->stripe_count), &pages) == ST_OK) {
+            gained += pages;
+        }
+    }
+    return gained;
 }
 
 bool compact_make_room(Call *call, uint64_t block_bytes) {
@@ -205,17 +244,16 @@ bool compact_make_room(Call *call, uint64_t block_bytes) {
         return false;
     }
     uint64_t gained = 0;
-    uint32_t victims = arena->stripe_count < VICTIMS_PER_CALL ? arena->stripe_count : VICTIMS_PER_CALL;
-    for (uint32_t round = 0; round < arena->stripe_count / victims && heap_free_hint(arena) < n + keep; round++) {
-        for (uint32_t i = 0; i < victims; i++) {
-            uint64_t victim = __atomic_fetch_add(&arena->control->victim_cursor, 1, __ATOMIC_RELAXED), pages = 0;
-            if (store_compact(call, (uint32_t)(victim % arena->stripe_count), &pages) == ST_OK) {
-                gained += pages;
-            }
-        }
+    for (uint32_t i = 0; i < arena->stripe_count / VICTIMS_PER_CALL && heap_free_hint(arena) < n + keep; i++) {
+        gained += compact_some(call);
     }
     if (n > 1 && heap_count_free(arena) >= n) {
-        return window_make(call, n);
+        uint64_t few = (block_bytes + PAGE_BYTES - 1) / PAGE_BYTES;      /* heap_take makes do with them */
+        if (window_make(call, n) || (n == 8 && few > 1 && window_make(call, few))) {
+            return true;
+        }
+        /* What would have to move finds no room itself: make more of that. */
+        gained += compact_some(call);
     }
     return gained > 0;
 }

@@ -12,6 +12,23 @@
 #define BUCKETS_PER_PAGE (PAGE_BYTES / sizeof(Bucket))
 
 /* ---- classes --------------------------------------------------------------------------------------- */
+typedef struct SizeClass {
+    uint32_t bytes;
+    uint16_t run_pages;
+    uint16_t blocks;
+    uint32_t inverse;                /* offset in the slab * inverse >> 32 = block: a division takes 40 cycles */
+} SizeClass;
+#define RUN_PAGES(bytes) ((bytes) <= SMALL_LIMIT ? 1 : (bytes) <= MEDIUM_LIMIT ? 4 : 8)
+#define CLASS(bytes) {bytes, RUN_PAGES(bytes), RUN_PAGES(bytes) * PAGE_BYTES / (bytes), (uint32_t)((1ULL << 32) / (bytes) + 1)}
+#define FOUR_OF_16(first) CLASS(first), CLASS(first + 16), CLASS(first + 32), CLASS(first + 48)
+#define FOUR_OF_DOUBLING(half) CLASS(half / 4 * 5), CLASS(half / 4 * 6), CLASS(half / 4 * 7), CLASS(half / 4 * 8)
+static const SizeClass classes[CLASS_COUNT] = {
+    FOUR_OF_16(32), FOUR_OF_16(96), FOUR_OF_16(160), FOUR_OF_16(224), FOUR_OF_16(288), FOUR_OF_16(352), FOUR_OF_16(416),
+    CLASS(480), CLASS(496), CLASS(512),
+    FOUR_OF_DOUBLING(512), FOUR_OF_DOUBLING(1024), FOUR_OF_DOUBLING(2048), FOUR_OF_DOUBLING(4096),
+    [CLASS_BUCKETS] = CLASS(64)};
+_Static_assert(sizeof(Bucket) == 64, "the class of overflow buckets");
+
 static uint32_t class_of(uint64_t size) {
     if (size <= SMALL_LIMIT) {
         return size <= 32 ? 0 : (uint32_t)((size + 15) / 16) - 2;
@@ -24,27 +41,13 @@ static uint32_t class_of(uint64_t size) {
     return SMALL_CLASSES + (doubling - 9) * 4 + quarter;
 }
 
-uint64_t heap_class_bytes(uint32_t class_) {
-    if (class_ < SMALL_CLASSES) {
-        return 16 * ((uint64_t)class_ + 2);
-    }
-    if (class_ == CLASS_BUCKETS) {
-        return sizeof(Bucket);
-    }
-    uint32_t doubling = (class_ - SMALL_CLASSES) / 4, quarter = (class_ - SMALL_CLASSES) % 4;
-    return (128ULL << doubling) * (5 + quarter);
-}
+uint64_t heap_class_bytes(uint32_t class_) { return classes[class_].bytes; }
+uint32_t heap_run_pages(uint32_t class_) { return classes[class_].run_pages; }
+uint32_t heap_slab_blocks(uint32_t class_) { return classes[class_].blocks; }
 
-uint32_t heap_run_pages(uint32_t class_) {
-    if (class_ < SMALL_CLASSES || class_ == CLASS_BUCKETS) {
-        return 1;
-    }
-    return heap_class_bytes(class_) <= MEDIUM_LIMIT ? 4 : 8;
-}
-
-uint32_t heap_slab_blocks(uint32_t class_) {
-    return (uint32_t)(heap_run_pages(class_) * (uint64_t)PAGE_BYTES / heap_class_bytes(class_));
-}
+/* The first page of the slab that holds `page`: slabs start at multiples of their length, a power of two. */
+static uint64_t slab_head(uint64_t page, uint32_t class_) { return page & ~((uint64_t)classes[class_].run_pages - 1); }
+static uint32_t slab_block(uint64_t within, uint32_t class_) { return (uint32_t)(within * classes[class_].inverse >> 32); }
 
 static uint64_t pages_for(uint64_t size) { return (size + PAGE_BYTES - 1) / PAGE_BYTES; }
 bool heap_is_run(uint64_t size) { return size > SLAB_LIMIT; }
@@ -173,17 +176,25 @@ static uint32_t used_blocks(const PageMeta *meta) {
     return (uint32_t)(__builtin_popcountll(meta->used[0]) + __builtin_popcountll(meta->used[1]));
 }
 
+static bool slab_full(const PageMeta *meta, uint32_t class_) {
+    uint32_t blocks = classes[class_].blocks;
+    if (blocks <= 64) {
+        return meta->used[0] == UINT64_MAX >> (64 - blocks);
+    }
+    return meta->used[0] == UINT64_MAX && meta->used[1] == UINT64_MAX >> (128 - blocks);
+}
+
 /* ---- slabs ----------------------------------------------------------------------------------------------- */
 static uint64_t slab_take(Arena *arena, Stripe *stripe, uint32_t class_, uint64_t page) {
     PageMeta *meta = &arena->page_metas[page];
-    uint32_t blocks = heap_slab_blocks(class_), block;
+    uint32_t block;
     if (~meta->used[0] != 0) {
         block = (uint32_t)__builtin_ctzll(~meta->used[0]);
     } else {
         block = 64 + (uint32_t)__builtin_ctzll(~meta->used[1]);
     }
     meta->used[block / 64] |= 1ULL << (block % 64);
-    if (used_blocks(meta) == blocks) {
+    if (slab_full(meta, class_)) {
         list_remove(arena, list_head(stripe, class_), page);
     }
     stripe->used_bytes += heap_class_bytes(class_);
@@ -229,6 +240,10 @@ uint64_t heap_take(Arena *arena, uint32_t stripe_index, uint64_t size, bool use_
     if (class_ == CLASS_RUN) {
         return run_take(arena, stripe_index, size, use_reserve);
     }
+    if (!use_reserve && UNLIKELY(!pool_spares(arena, 0, false))) {
+        /* Some of the reserve is in slabs that overwrites began: what is free there is theirs, too. */
+        return 0;
+    }
     Stripe *stripe = &arena->stripes[stripe_index];
     int64_t page = (int64_t)stripe->partial[class_] - 1;
     if (page < 0) {
@@ -244,7 +259,7 @@ uint64_t heap_take(Arena *arena, uint32_t stripe_index, uint64_t size, bool use_
 uint64_t heap_page_of(const Arena *arena, uint64_t offset) {
     uint64_t page = (offset - arena->pages_offset) / PAGE_BYTES;
     uint32_t class_ = PAGE_CLASS(load_relaxed(&arena->page_words[page]));
-    return class_ == CLASS_RUN ? page : page / heap_run_pages(class_) * heap_run_pages(class_);
+    return class_ >= CLASS_COUNT || class_ == CLASS_RUN ? page : slab_head(page, class_);
 }
 
 void heap_prefetch(const Arena *arena, uint64_t offset) {
@@ -256,15 +271,15 @@ void heap_prefetch(const Arena *arena, uint64_t offset) {
 static void slab_return(Arena *arena, uint32_t stripe_index, uint32_t class_, uint64_t page, uint64_t offset) {
     Stripe *stripe = &arena->stripes[stripe_index];
     PageMeta *meta = &arena->page_metas[page];
-    uint32_t blocks = heap_slab_blocks(class_), was = used_blocks(meta);
-    uint64_t block = (offset - page_offset(arena, page)) / heap_class_bytes(class_);
+    bool was_full = slab_full(meta, class_);
+    uint32_t block = slab_block(offset - page_offset(arena, page), class_);
     meta->used[block / 64] &= ~(1ULL << (block % 64));
     stripe->used_bytes -= heap_class_bytes(class_);
     KILL_POINT(block_returned);
-    if (was == blocks) {
+    if (was_full) {
         list_push(arena, list_head(stripe, class_), page);
     }
-    if (was == 1 && class_ != CLASS_BUCKETS) {
+    if ((meta->used[0] | meta->used[1]) == 0 && class_ != CLASS_BUCKETS) {
         list_remove(arena, list_head(stripe, class_), page);
         stripe->pages -= heap_run_pages(class_);
         pages_release(arena, page, heap_run_pages(class_));

@@ -71,7 +71,11 @@ uint8_t record_describe(const Arena *arena, Write *write, uint16_t *count) {
 }
 
 void record_put_bytes(Arena *arena, uint64_t lsn, const void *from, uint64_t length) {
-    uint64_t at = lsn & (arena->ring_bytes - 1), first = min_u64(length, arena->ring_bytes - at);
+    uint64_t at = lsn & (arena->ring_bytes - 1), first = arena->ring_bytes - at;
+    if (LIKELY(length <= first)) {
+        memcpy(arena->ring + at, from, length);
+        return;
+    }
     memcpy(arena->ring + at, from, first);
     memcpy(arena->ring, (const uint8_t *)from + first, length - first);
 }
@@ -87,7 +91,9 @@ static uint64_t copy_item(Arena *arena, uint64_t lsn, const Item *item) {
         record_put_bytes(arena, lsn + written, zeros, align_up(length, 8) - written);
     } else {
         record_put_bytes(arena, lsn, arena->base + item->draft + ENTRY_BODY, length);
-        record_put_bytes(arena, lsn + length, zeros, align_up(length, 8) - length);
+        if (length & 7) {
+            record_put_bytes(arena, lsn + length, zeros, align_up(length, 8) - length);
+        }
     }
     return lsn + align_up(length, 8);
 }

@@ -6,10 +6,15 @@
  *   I2  An entry is replaced only by a newer version, so a record may be applied twice.
  *   I3  No locks, no ring, no redo lists: a kill here leaves an arena that the next start throws away.
  */
+#include "compact.h"
 #include "heap.h"
 #include "ring.h"
 #include "table.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define ROOM_TRIES 8
 #define AHEAD 16u             /* records whose buckets are fetched while earlier ones are applied */
 
 typedef struct Change {
@@ -93,10 +98,12 @@ static Status apply(Replay *replay, const Change *change) {
     if (!newer || (change->kind == RECORD_DELETE && found.entry == NULL)) {
         return ST_OK;
     }
-    replay->result->applied++;
     if (change->kind == RECORD_PUT) {
-        return apply_put(arena, change, &found, stripe);
+        status = apply_put(arena, change, &found, stripe);
+        replay->result->applied += status == ST_OK;
+        return status;
     }
+    replay->result->applied++;
     uint64_t old = arena_offset(arena, found.entry);
     store_relaxed(found.place, 0);
     count_change(s, change, &found, false);
@@ -104,10 +111,30 @@ static Status apply(Replay *replay, const Change *change) {
     return ST_OK;
 }
 
+/* The pages that the running store had free may lie otherwise here: sweeps what is dead, and moves entries. */
+static bool make_room(Arena *arena, uint64_t bytes) {
+    Call call = {.arena = arena};
+    if (slot_claim(arena, (uint32_t)getpid(), (uint32_t)syscall(SYS_gettid), &call.slot) != ST_OK) {
+        return false;
+    }
+    uint64_t before = heap_count_free(arena);
+    for (uint32_t i = 0; i < arena->stripe_count; i++) {
+        store_sweep(&call, i);
+    }
+    bool swept = heap_count_free(arena) > before;
+    bool made = compact_make_room(&call, heap_block_bytes(bytes));
+    slot_release(arena, call.slot);
+    return swept || made;
+}
+
 static Status flush(Replay *replay) {
     Status s = ST_OK;
     for (uint32_t i = 0; i < replay->count && s == ST_OK; i++) {
-        s = apply(replay, &replay->pending[i]);
+        const Change *change = &replay->pending[i];
+        s = apply(replay, change);
+        for (int tries = 0; s == ST_FULL && tries < ROOM_TRIES && make_room(replay->arena, change->length + ENTRY_BODY); tries++) {
+            s = apply(replay, change);
+        }
     }
     replay->count = 0;
     return s;
@@ -216,7 +243,7 @@ static const char *take_batch(Replay *replay, const RecordHeader *h, const uint8
             }
             at += align_up(item.length, 8);
         }
-        if (at != left) {
+        if (*s == ST_OK && at != left) {
             return "length";
         }
     }

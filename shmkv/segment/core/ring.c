@@ -149,8 +149,11 @@ Status ring_wait_durable(Arena *arena, uint64_t lsn, bool request, uint64_t unti
 /* A writer that met a full or lagging ring: wakes the persister, sleeps until it publishes something. */
 Status ring_wait_room(Arena *arena, uint64_t need_bytes, uint64_t until_ns) {
     Control *control = arena->control;
-    if (need_bytes > arena->ring_bytes / 16 && load_relaxed(&control->need_bytes) < need_bytes) {
-        store_relaxed(&control->need_until_ms, clock_coarse_ms() + 1000);
+    uint64_t now_ms = clock_coarse_ms();
+    /* An older, larger need that has run out must not keep this one from being seen. */
+    if (need_bytes > arena->ring_bytes / 16 &&
+        (load_relaxed(&control->need_bytes) < need_bytes || load_relaxed(&control->need_until_ms) <= now_ms)) {
+        store_relaxed(&control->need_until_ms, now_ms + 1000);
         store_relaxed(&control->need_bytes, need_bytes);
     }
     __atomic_fetch_add(&control->durable_waiters, 1, __ATOMIC_SEQ_CST);

@@ -17,11 +17,12 @@
 static Slot *my_slot(const Call *call) { return &call->arena->slots[call->slot]; }
 
 /* ---- step 1: holding nothing ----------------------------------------------------------------------------- */
-static Status check_length(Call *call, uint64_t length) {
-    uint64_t limit = arena_value_limit(call->arena);
-    if (length > limit) {
+#define KEY_SHARE 4000u             /* of what value_limit leaves for headers and key; a longer key takes from the value */
+static Status check_length(Call *call, const Key *key, uint64_t length) {
+    uint64_t limit = arena_value_limit(call->arena), excess = key->length > KEY_SHARE ? key->length - KEY_SHARE : 0;
+    if (length + excess > limit) {
         call->needed_bytes = length;
-        call->available_bytes = limit;
+        call->available_bytes = excess < limit ? limit - excess : 0;
         return ST_VALUE_TOO_LARGE;
     }
     return ST_OK;
@@ -39,7 +40,9 @@ static Status prepare(Call *call, Write *write) {
         Item *item = &write->items[i];
         __builtin_prefetch(table_bucket(call->arena, item->key->hash));
         __builtin_prefetch(&arena_stripe(call->arena, item->key->hash)->lock, 1);
-        Status s = check_length(call, item->length);
+        item->draft = item->overflow = item->old = item->prefix_length = 0;
+        item->slot_run = item->skip = item->existed = false;
+        Status s = check_length(call, item->key, item->length);
         if (s != ST_OK) {
             return s;
         }
@@ -166,7 +169,7 @@ static Status resolve_append(Call *call, Item *item) {
         item->prefix_length = item->found.entry->value_length;
     }
     item->new_length = item->prefix_length + item->length;
-    return check_length(call, item->new_length);
+    return check_length(call, item->key, item->new_length);
 }
 
 static Status look_up(Call *call, Item *item) {

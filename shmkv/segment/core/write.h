@@ -28,7 +28,7 @@ typedef struct Item {
     uint64_t new_length;          /* ITEM_APPEND */
     bool existed;                 /* a live entry was there */
     bool skip;                    /* a condition did not hold, or nothing to delete: no part of the record */
-    /* during the write */
+    /* during the write: write_run sets all of it */
     Found found;
     uint8_t flags;
     uint64_t expires_ms;
