@@ -1,0 +1,240 @@
+"""The persister's loop: carries out what pace.py says, on one arena and one log.
+
+Why here: one process owns the disk, so that no writer ever waits in a system call with a lock held. This file is the
+edge: each step is a few calls, and no decision but "does it fit into the file" is made here.
+
+Invariants:
+  I1  durable_lsn is published only after a sync that succeeded, and only at ends of records.
+  I2  One cycle is one wait, one write, one sync, one publication; nothing else is called while writes come.
+  I3  The arena's name is removed only when its ring is on disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from shmkv.errors import CorruptData, LogStalled
+from shmkv.segment import _core
+from shmkv.wal.channel import RETIRE, Events, Orders
+from shmkv.wal.pace import MARK_RECORD_BYTES, LogState, Pace, Step
+from shmkv.wal.spares import SpareMaker
+from shmkv.wal.writer import LogWriter, record_bytes
+
+CLEAN, RETRY = 0, 1
+WAIT, COMMIT = Step.WAIT, Step.COMMIT
+
+Words = dict[str, int]
+
+
+class Persister:
+    """The loop over one arena; everything that it touches is passed in. unlink removes the arena's name."""
+
+    def __init__(
+        self,
+        arena: _core.Arena,
+        writer: LogWriter,
+        pace: Pace,
+        spares: SpareMaker,
+        *,
+        events: Events,
+        orders: Orders,
+        wall_ms: Callable[[], int],
+        unlink: Callable[[], None],
+        keeps_ring: bool,
+    ) -> None:
+        self._arena = arena
+        self._writer = writer
+        self._pace = pace
+        self._spares = spares
+        self._events = events
+        self._orders = orders
+        self._wall_ms = wall_ms
+        self._unlink = unlink
+        # Level none gives ring space back when it is written, not when it is synced.
+        self._keeps_ring = keeps_ring
+        self._least_bytes = 0
+        self._said = LogState.OK
+        self._order: str | None = None
+        self.exit_code: int | None = None
+        self._others: dict[Step, Callable[[Words], None]] = {
+            Step.REST: self._rest,
+            Step.WRITE: self._write,
+            Step.OPEN: self._open,
+            Step.MARK: self._mark,
+            Step.BEAT: self._beat,
+            Step.FINISH: self._finish,
+        }
+        if writer.is_open:
+            pace.opened()
+
+    def run(self) -> int:
+        """Turn until an order ends it; the exit code. Blocks."""
+        while self.exit_code is None:
+            self.turn()
+        return self.exit_code
+
+    def turn(self) -> None:
+        """One step."""
+        if self._orders.pending is not self._order:
+            self._obey()
+        words = self._arena.ring()
+        writer = self._writer
+        step = self._pace.next(
+            words["now_ms"],
+            words["tail"],
+            words["head"],
+            writer.written_lsn,
+            writer.synced_lsn,
+            words["sync_wanted_lsn"],
+        )
+        try:
+            # The two that every write goes through come first, without a look into the table.
+            if step is COMMIT:
+                self._commit(words)
+            elif step is WAIT:
+                self._wait(words)
+            else:
+                self._others[step](words)
+        except OSError as error:
+            if step not in (Step.WRITE, Step.COMMIT, Step.OPEN):
+                raise
+            self._failed(words, error)
+        except CorruptData as error:
+            self._condemn(error)
+        if self._pace.state is not self._said:
+            self._say()
+
+    def open_first(self) -> None:
+        """Open the first file if there is none yet; a full disk shows in the log state, not as an exception."""
+        if not self._writer.is_open:
+            words = self._arena.ring()
+            try:
+                self._open(words)
+            except OSError as error:
+                self._failed(words, error)
+            if self._pace.state is not self._said:
+                self._say()
+
+    # ---- steps ----------------------------------------------------------------------------------------------
+
+    def _wait(self, _words: Words) -> None:
+        writer = self._writer
+        after_lsn = writer.synced_lsn if self._keeps_ring else writer.written_lsn
+        self._arena.ring_wait(after_lsn, self._pace.wait_ms / 1000)
+
+    def _rest(self, _words: Words) -> None:
+        if self._order is None:
+            self._orders.wait(self._pace.wait_ms / 1000)
+
+    def _write(self, words: Words) -> None:
+        if self._copy(words):
+            # The lag clock: what was written counts as kept, at a level that never syncs.
+            self._arena.publish_durable(self._writer.synced_lsn, words["now_ms"])
+            self._wrote(words)
+
+    def _commit(self, words: Words) -> None:
+        if self._copy(words):
+            self._writer.sync()
+            self._arena.publish_durable(self._writer.synced_lsn, words["now_ms"])
+            self._pace.synced()
+            self._wrote(words)
+
+    def _wrote(self, words: Words) -> None:
+        if self._writer.written_lsn == words["tail"]:
+            # Else the file was full, and the rest is due at once.
+            self._pace.wrote(words["now_ms"])
+
+    def _copy(self, words: Words) -> bool:
+        """Write what the ring holds, as far as the file has room; False if it has none and a new one is needed."""
+        writer = self._writer
+        start, tail = writer.written_lsn, words["tail"]
+        if tail <= start:
+            return True
+        pieces = self._arena.ring_pieces(start, tail)
+        end = tail
+        if tail - start > writer.room_bytes:
+            end = start + writer.boundary(pieces)
+            if end == start:
+                return self._rotate(record_bytes(pieces))
+            pieces = self._arena.ring_pieces(start, end)
+        writer.write(pieces, end)
+        if end > words["written_lsn"]:
+            # Not so while a new file repeats what an older one was given, but not synced.
+            self._arena.publish_written(end)
+        return True
+
+    def _rotate(self, least_bytes: int) -> bool:
+        words = self._arena.ring()
+        self._writer.finish_file()
+        self._arena.publish_durable(self._writer.synced_lsn, words["now_ms"])
+        self._pace.synced()
+        self._pace.need_file(words["now_ms"])
+        self._least_bytes = least_bytes
+        return False
+
+    def _open(self, words: Words) -> None:
+        self._writer.open_file(self._least_bytes)
+        self._least_bytes = 0
+        self._pace.opened()
+        self._spares.care(words["now_ms"])
+
+    def _mark(self, words: Words) -> None:
+        try:
+            lsn = self._arena.mark(self._wall_ms())
+        except LogStalled:
+            # A writer with a large record has claimed the room: the mark has time.
+            lsn = words["tail"]
+            self._pace.marked(words["now_ms"], words["durable_lsn"], lsn, lsn)
+            return
+        self._pace.marked(words["now_ms"], self._writer.synced_lsn, lsn, lsn + MARK_RECORD_BYTES)
+
+    def _beat(self, words: Words) -> None:
+        synced, tail, now_ms = self._writer.synced_lsn, words["tail"], words["now_ms"]
+        if synced == tail or not self._keeps_ring:
+            # Nothing is late: the lag clock starts now.
+            self._arena.publish_durable(synced, now_ms)
+        self._spares.care(now_ms)
+        self._pace.room(self._spares.enough, self._spares.error)
+        self._events.emit("progress", droppable=True, durable_lsn=synced, lag_bytes=tail - synced)
+        self._pace.beat(now_ms)
+
+    # ---- ends and troubles ----------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        self._order = self._orders.pending
+        self._spares.cancel()
+        if self._order == RETIRE:
+            self._arena.retire()
+        self._pace.stop(self._arena.ring()["tail"])
+
+    def _finish(self, words: Words) -> None:
+        complete = self._writer.synced_lsn >= self._pace.target_lsn
+        if complete:
+            self._writer.publish_watermark(clean=self._order == RETIRE)
+            if self._order == RETIRE:
+                self._unlink()
+        else:
+            self._events.emit(
+                "failed",
+                error=f"{words['tail'] - self._writer.synced_lsn} bytes of the ring could not be written to the log "
+                f"({self._pace.error}); the arena keeps them: start again when the disk is well",
+                exit=RETRY,
+            )
+        self.exit_code = CLEAN if complete else RETRY
+
+    def _failed(self, words: Words, error: OSError) -> None:
+        self._writer.abandon_file()
+        curable = self._keeps_ring or words["head"] <= self._writer.synced_lsn
+        self._pace.failed(words["now_ms"], error, curable=curable)
+        print(f"persister: {error}; log state {self._pace.state.value}", file=sys.stderr, flush=True)
+
+    def _condemn(self, error: CorruptData) -> None:
+        self._arena.set_state(condemned=True)
+        self._pace.condemn(str(error))
+        print(f"persister: {error}", file=sys.stderr, flush=True)
+
+    def _say(self) -> None:
+        self._said = self._pace.state
+        self._arena.set_state(log_state=self._said.value)
+        self._events.emit("log_state", state=self._said.value, error=self._pace.error or None)

@@ -1,0 +1,312 @@
+"""The persister process: from its arguments to its loop, and from there to an exit code.
+
+    python -m shmkv.wal.persister JSON        (README.md: arguments, commands, events, exit codes)
+
+Why here: what a start means for the process (which arena, adopt or recover, what to tell the supervisor) apart from
+how the log is read (start.py) and written (loop.py).
+
+Invariants:
+  I1  `ready` is sent only after everything that was accepted is on disk.
+  I2  No second persister of the directory runs: its lock is held for life.
+  I3  Every end but a clean one sends `failed` with the reason, before it exits.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import posix_ipc
+
+from shmkv import errors, paths
+from shmkv.segment import _core
+from shmkv.wal.channel import Events, Orders
+from shmkv.wal.files import Files
+from shmkv.wal.loop import CLEAN, RETRY, Persister
+from shmkv.wal.manifest import Manifest, read_manifest
+from shmkv.wal.pace import Pace, Settings
+from shmkv.wal.recovery import ADOPT, DISCARD, FINISH, REFUSE, LivingArena, plan_warm
+from shmkv.wal.spares import SpareMaker, in_thread
+from shmkv.wal.start import LOG_DIR, Apply, Place, Started, start_cold, start_warm
+
+DAMAGED_LOG, CANNOT_CREATE, LOCK_HELD, BAD_CONFIG = 65, 73, 75, 78
+PROGRESS_INTERVAL_S = 0.2
+DURABILITIES = ("always", "interval", "none")
+PLAN_KEYS = ("size_bytes", "max_size_bytes", "ring_bytes", "expected_items")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What the supervisor passes; durations in seconds, sizes in bytes; plan as for _core.plan."""
+
+    name: str
+    data_dir: str
+    created: bool
+    durability: str
+    event_fd: int
+    plan: dict[str, int]
+    sync_interval_s: float = 1.0
+    lag_limit_s: float = 5.0
+    accept_loss: bool = False
+    file_bytes: int = 64 << 20
+    lock_timeout_s: float = 10.0
+
+    @staticmethod
+    def parse(text: str) -> Arguments:
+        """Raises ValueError, which names the argument."""
+        found = json.loads(text)
+        known = {name: found[name] for name in Arguments.__dataclass_fields__ if name in found}
+        try:
+            arguments = Arguments(**known)
+        except TypeError as problem:
+            raise ValueError(f"arguments {sorted(found)} do not make a persister: {problem}") from problem
+        if arguments.durability not in DURABILITIES:
+            raise ValueError(f"durability is {arguments.durability!r}; one of {', '.join(DURABILITIES)}")
+        plan = {key: arguments.plan[key] for key in PLAN_KEYS if key in arguments.plan}
+        return Arguments(**{**known, "plan": plan})
+
+    def pace_settings(self, ring_bytes: int) -> Settings:
+        """A sync interval beyond the lag limit would only make writers wait."""
+        lag_ms = round(self.lag_limit_s * 1000)
+        return Settings(
+            self.durability, max(1, min(round(self.sync_interval_s * 1000), lag_ms // 2)), lag_ms, ring_bytes
+        )
+
+
+class Ended(Exception):
+    """The process ends before its loop: exit code and reason; CLEAN = an old arena was finished."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Process:
+    """One run of the persister."""
+
+    def __init__(self, arguments: Arguments, events: Events, orders: Orders, started_s: float) -> None:
+        self._arguments = arguments
+        self._events = events
+        self._orders = orders
+        self._started_s = started_s
+        self._files = Files()
+        self._reported_s = started_s
+        self._fd = -1
+
+    def run(self) -> int:
+        """Start, report ready, loop; the exit code. Raises Ended, ShmkvError, OSError."""
+        log_dir = os.path.join(self._arguments.data_dir, LOG_DIR)
+        self._files.make_dir(log_dir)
+        try:
+            self._files.lock_dir(log_dir, self._arguments.lock_timeout_s)
+        except TimeoutError as error:
+            raise Ended(LOCK_HELD, str(error)) from error
+        self._fd = posix_ipc.SharedMemory(paths.object_name(self._arguments.name)).fd
+        arena, started, warm = self._cold() if self._arguments.created else self._warm()
+        ring = arena.ring()
+        arguments = self._arguments
+        arena.set_state(
+            durability=arguments.durability, lag_limit_ms=round(arguments.lag_limit_s * 1000), log_state="OK"
+        )
+        persister = Persister(
+            arena,
+            started.writer,
+            Pace(arguments.pace_settings(ring["ring_bytes"]), ring["now_ms"], started.writer.synced_lsn),
+            SpareMaker(started.directory, started.writer.shape, in_thread),
+            events=self._events,
+            orders=self._orders,
+            wall_ms=wall_ms,
+            unlink=self._unlink,
+            keeps_ring=arguments.durability != "none",
+        )
+        persister.open_first()
+        self._events.emit(
+            "ready",
+            warm=warm,
+            records=started.records,
+            seconds=round(time.monotonic() - self._started_s, 4),
+            cut_lsn=started.cut_lsn,
+            warnings=list(started.warnings),
+        )
+        return persister.run()
+
+    # ---- cold -----------------------------------------------------------------------------------------------
+
+    def _place(self) -> Place:
+        return Place(self._files, self._arguments.data_dir, self._arguments.file_bytes, wall_ms)
+
+    def _cold(self) -> tuple[_core.Arena, Started, bool]:
+        arguments = self._arguments
+        ring_bytes = _core.plan(**arguments.plan)["ring_bytes"]
+        made: list[_core.Arena] = []
+
+        def make_arena(manifest: Manifest) -> Apply:
+            _core.format_arena(
+                self._fd,
+                **arguments.plan,
+                name=arguments.name,
+                store_id=manifest.store_id,
+                incarnation=manifest.incarnation,
+                first_lsn=manifest.first_lsn,
+                has_log=True,
+            )
+            made.append(_core.Arena(self._fd))
+            return made[0].apply
+
+        started = start_cold(
+            self._place(),
+            ring_bytes=ring_bytes,
+            accept_loss=arguments.accept_loss,
+            make_arena=make_arena,
+            progress=self._progress,
+        )
+        return made[0], started, False
+
+    def _progress(self, records: int, bytes_done: int, of_bytes: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._reported_s >= PROGRESS_INTERVAL_S:
+            self._reported_s = now_s
+            self._events.emit("recovering", records=records, bytes=bytes_done, of_bytes=of_bytes)
+
+    # ---- warm -----------------------------------------------------------------------------------------------
+
+    def _warm(self) -> tuple[_core.Arena, Started, bool]:
+        read = read_manifest(self._files, self._arguments.data_dir)
+        header, arena = self._look()
+        living = LivingArena(
+            readable=header is not None,
+            state=str((header or {}).get("state", "")),
+            store_id=(header or {}).get("store_id", b""),
+            incarnation=(header or {}).get("incarnation", 0),
+            condemned=bool(arena is not None and arena.info()["condemned"]),
+            same_layout=arena is not None,
+        )
+        if read.manifest is None and read.problems:
+            raise errors.CorruptData(f"no valid manifest: {'; '.join(read.problems)}; the living arena was not touched")
+        action, why = plan_warm(living, read.manifest)
+        if action == REFUSE:
+            raise Ended(BAD_CONFIG, why)
+        if action == DISCARD:
+            self._unlink()
+            raise Ended(CLEAN, f"the old arena was discarded: {why}")
+        assert header is not None
+        assert read.manifest is not None
+        if action == FINISH:
+            self._drain(header, arena, read.manifest)
+            raise Ended(CLEAN, f"the old arena was drained and removed: {why}")
+        assert action == ADOPT
+        assert arena is not None
+        ring = arena.ring()
+        started = start_warm(
+            self._place(),
+            ring_bytes=ring["ring_bytes"],
+            start_lsn=max(ring["head"], ring["durable_lsn"]),
+            manifest=read.manifest,
+            verify=_core.verify,
+        )
+        return arena, started, True
+
+    def _look(self) -> tuple[dict[str, Any] | None, _core.Arena | None]:
+        """Header and mapping of the arena, None for what cannot be had."""
+        try:
+            header = _core.read_header(self._fd)
+        except errors.CorruptData:
+            return None, None
+        try:
+            return header, _core.Arena(self._fd)
+        except errors.IncompatibleStore:
+            return header, None
+
+    def _drain(self, header: dict[str, Any], arena: _core.Arena | None, manifest: Manifest) -> None:
+        """Write what the ring of an arena that ends still holds, then remove its name."""
+        if arena is None:
+            raise Ended(
+                BAD_CONFIG,
+                f"the living arena has layout version {header.get('layout_version')}, this program has "
+                f"{_core.LAYOUT_VERSION}; stop the store with the version that started it",
+            )
+        arena.retire()
+        ring = arena.ring()
+        start_lsn = max(ring["head"], ring["durable_lsn"])
+        started = start_warm(
+            self._place(),
+            ring_bytes=ring["ring_bytes"],
+            start_lsn=start_lsn,
+            manifest=manifest,
+            verify=_core.verify,
+        )
+        writer = started.writer
+        if ring["tail"] > start_lsn:
+            writer.open_file(ring["tail"] - start_lsn)
+            pieces = arena.ring_pieces(start_lsn, ring["tail"])
+            end_lsn = start_lsn + writer.boundary(pieces)
+            writer.write(arena.ring_pieces(start_lsn, end_lsn), end_lsn)
+            writer.sync()
+        writer.publish_watermark(clean=True)
+        self._unlink()
+
+    def _unlink(self) -> None:
+        """Remove the arena's name, unless it leads to another object by now."""
+        name = self._arguments.name
+        if paths.object_inode(name) == os.fstat(self._fd).st_ino:
+            posix_ipc.unlink_shared_memory(paths.object_name(name))
+
+
+def wall_ms() -> int:
+    """Wall clock in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What the supervisor is told: whether a new try can help."""
+    if isinstance(error, Ended):
+        return error.code
+    if isinstance(error, errors.CorruptData):
+        return DAMAGED_LOG
+    if isinstance(error, errors.MemoryLimitExceeded | errors.IncompatibleStore):
+        return BAD_CONFIG
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+    ):
+        return CANNOT_CREATE
+    return RETRY
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point: one argument, the JSON of Arguments."""
+    started_s = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # The supervisor decides when the log ends; a signal to the whole group must not come before the last writes.
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        arguments = Arguments.parse(argv[1])
+    except (IndexError, ValueError) as problem:
+        print(f"persister: {problem!r}; it is started by shmkv-supervisor", file=sys.stderr)
+        return BAD_CONFIG
+    events = Events(arguments.event_fd)
+    orders = Orders()
+    orders.listen(0)
+    try:
+        return Process(arguments, events, orders, started_s).run()
+    except (Ended, errors.ShmkvError, posix_ipc.Error, OSError) as error:
+        code = exit_code_of(error)
+        if code == CLEAN:
+            events.emit("ended", reason=str(error))
+        else:
+            events.emit("failed", error=str(error), exit=code)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

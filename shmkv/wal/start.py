@@ -1,0 +1,315 @@
+"""Starts: from what lies on disk, and from an arena that is still alive, to a log that can be written.
+
+Why here: the order of reading, sealing, syncing and serving is the one that models/publish.pml proves; it stands in
+`start_cold` and `start_warm`, top to bottom. What is decided on the way is in recovery.py.
+
+Invariants:
+  I1  Nothing is served before log, names and manifest that recovery accepted are on disk, the seal among them.
+  I2  A new incarnation is in the manifest, in both slots, before any file of it exists.
+  I3  A kill anywhere leaves a directory from which the same start gives the same records.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from shmkv.errors import CorruptData
+from shmkv.wal.files import Files
+from shmkv.wal.log import LogDirectory, LogFile, file_name
+from shmkv.wal.manifest import Manifest, ManifestSlots, read_manifest
+from shmkv.wal.recovery import (
+    ColdPlan,
+    Ending,
+    Segment,
+    damage,
+    disowned_after,
+    judge,
+    next_first_lsn,
+    plan_cold,
+    seals_after,
+)
+from shmkv.wal.writer import LogShape, LogWriter
+
+LOG_DIR = "log"
+CHUNK_BYTES = 8 << 20
+ZERO_BYTES = 1 << 20
+
+
+class Apply(Protocol):
+    """_core.verify and Arena.apply: check records, and apply them."""
+
+    def __call__(self, data: Any, *, store_id: bytes, incarnation: int, first_lsn: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how: the injected parts of a start; file_bytes = limit of one log file."""
+
+    files: Files
+    data_dir: str
+    file_bytes: int
+    wall_ms: Callable[[], int]
+    new_store_id: Callable[[], bytes] = lambda: os.urandom(16)
+    shape: LogShape | None = None
+
+    def log_directory(self) -> LogDirectory:
+        return LogDirectory(self.files, os.path.join(self.data_dir, LOG_DIR))
+
+    def shape_for(self, ring_bytes: int) -> LogShape:
+        return self.shape or LogShape.of(ring_bytes, self.file_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a start gave: the writer, open after a cold start, and what to report."""
+
+    writer: LogWriter
+    directory: LogDirectory
+    slots: ManifestSlots
+    records: int = 0
+    cut_lsn: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Replay:
+    records: int = 0
+    bytes_done: int = 0
+    bytes_all: int = 0
+    durable_before: int = 0
+    end: tuple[int, int] | None = None
+    cut_in: int | None = None
+    cut_lsn: int | None = None
+
+
+# ---- cold --------------------------------------------------------------------------------------------------------
+
+
+def start_cold(
+    place: Place,
+    *,
+    ring_bytes: int,
+    accept_loss: bool,
+    make_arena: Callable[[Manifest], Apply],
+    progress: Callable[[int, int, int], None],
+) -> Started:
+    """Recover the data directory into a new arena; the log goes on in a new file of a new incarnation.
+
+    make_arena: formats an arena for that manifest and returns its apply. progress(records, bytes, of_bytes) is called
+    after every chunk. Raises CorruptData, which says where; OSError. Blocks for as long as the log takes.
+    """
+    directory = place.log_directory()
+    directory.prepare()
+    read = read_manifest(place.files, place.data_dir)
+    plan = plan_cold(directory.log_files(), read, accept_loss=accept_loss)
+    manifest = _next_incarnation(plan, directory.log_files(), ring_bytes, place.new_store_id)
+    replay = _replay(place, plan, make_arena(manifest), accept_loss=accept_loss, progress=progress)
+    end = replay.end
+    manifest = replace(
+        manifest,
+        watermark=end[1] if end else 0,
+        seals=seals_after(plan, end),
+        disowned=disowned_after(plan, replay.cut_in),
+    )
+    _sync_accepted(place.files, directory, plan)
+    slots = ManifestSlots(place.files, place.data_dir, read)
+    slots.publish(manifest, both=True)
+    writer = LogWriter(
+        directory,
+        slots,
+        place.shape_for(ring_bytes),
+        next_number=plan.next_number,
+        start_lsn=manifest.first_lsn,
+        previous=end or (0, 0),
+        wall_ms=place.wall_ms,
+    )
+    writer.open_file()
+    warnings = plan.warnings + tuple(_cut_warning(replay))
+    return Started(writer, directory, slots, replay.records, replay.cut_lsn, warnings)
+
+
+def _next_incarnation(
+    plan: ColdPlan, found: tuple[LogFile, ...], ring_bytes: int, new_store_id: Callable[[], bytes]
+) -> Manifest:
+    first_lsn = next_first_lsn(plan.highest_lsn, ring_bytes)
+    if plan.manifest is None:
+        return Manifest(new_store_id(), 1, first_lsn, highest_lsn=first_lsn)
+    used = max([plan.manifest.incarnation, *(file.header.incarnation for file in found if file.header is not None)])
+    return replace(plan.manifest, incarnation=used + 1, first_lsn=first_lsn, highest_lsn=first_lsn, clean=False)
+
+
+def _replay(
+    place: Place,
+    plan: ColdPlan,
+    apply: Apply,
+    *,
+    accept_loss: bool,
+    progress: Callable[[int, int, int], None],
+) -> _Replay:
+    state = _Replay(bytes_all=sum(_size_of(segment) for segment in plan.segments))
+    manifest = plan.manifest
+    for segment in plan.segments:
+        assert manifest is not None
+        ending = _replay_segment(place.files, segment, manifest.store_id, apply, state, progress)
+        state.end = (segment.incarnation, ending.lsn)
+        problem = judge(segment, ending, max(manifest.watermark, state.durable_before))
+        if problem and not accept_loss:
+            raise damage(problem)
+        if problem:
+            state.cut_in, state.cut_lsn = segment.file.number, ending.lsn
+            return state
+        if segment.end_lsn is None and not ending.tail_is_zero:
+            state.cut_lsn = ending.lsn
+    return state
+
+
+def _size_of(segment: Segment) -> int:
+    end_lsn = segment.file.limit_lsn if segment.end_lsn is None else segment.end_lsn
+    return max(0, end_lsn - segment.start_lsn)
+
+
+def _replay_segment(
+    files: Files,
+    segment: Segment,
+    store_id: bytes,
+    apply: Apply,
+    state: _Replay,
+    progress: Callable[[int, int, int], None],
+) -> Ending:
+    data = files.map(segment.file.path)[segment.offset :][: _size_of(segment)]
+    at, window = 0, CHUNK_BYTES
+    stopped = ""
+    before = state.bytes_done
+    while at < len(data) and not stopped:
+        chunk = data[at : at + window]
+        found = apply(chunk, store_id=store_id, incarnation=segment.incarnation, first_lsn=segment.start_lsn + at)
+        state.records += found["records"]
+        state.durable_before = max(state.durable_before, found["durable_before"])
+        consumed = found["consumed_bytes"]
+        if found["stopped"] == "short" and at + len(chunk) < len(data):
+            # The chunk ended inside a record.
+            window = CHUNK_BYTES if consumed else 2 * window
+        elif found["stopped"] is not None:
+            stopped = found["stopped"]
+        at += consumed
+        state.bytes_done = before + at
+        progress(state.records, state.bytes_done, state.bytes_all)
+    state.bytes_done = before + len(data)
+    tail_is_zero = _is_zero(data[at:])
+    durable = 0
+    if segment.end_lsn is None and not tail_is_zero:
+        # A start that finds nothing torn does not need it; a warm one never does.
+        from shmkv.wal.record import durable_behind
+
+        durable = durable_behind(
+            data[at:], first_lsn=segment.start_lsn + at, store_id=store_id, incarnation=segment.incarnation
+        )
+    return Ending(segment.start_lsn + at, stopped, durable, tail_is_zero)
+
+
+def _is_zero(data: memoryview) -> bool:
+    zeros = bytes(min(len(data), ZERO_BYTES))
+    return all(data[at : at + ZERO_BYTES] == zeros[: len(data) - at] for at in range(0, len(data), ZERO_BYTES))
+
+
+def _sync_accepted(files: Files, directory: LogDirectory, plan: ColdPlan) -> None:
+    """A process that was killed may have left what was read in the page cache only."""
+    newest = plan.segments[-1].incarnation if plan.segments else 0
+    for segment in plan.segments:
+        if segment.incarnation == newest:
+            _sync_file(files, segment.file.path)
+    files.fsync_dir(directory.path)
+
+
+def _sync_file(files: Files, path: str) -> None:
+    fd = files.open(path)
+    try:
+        files.fsync(fd)
+    finally:
+        files.close(fd)
+
+
+def _cut_warning(replay: _Replay) -> list[str]:
+    if replay.cut_in is not None:
+        return [f"loss accepted: the log was cut at LSN {replay.cut_lsn} in {file_name(replay.cut_in)}"]
+    if replay.cut_lsn is not None:
+        return [f"the log ended in a torn record and was cut at LSN {replay.cut_lsn}; nothing behind it was durable"]
+    return []
+
+
+# ---- warm --------------------------------------------------------------------------------------------------------
+
+
+def start_warm(place: Place, *, ring_bytes: int, start_lsn: int, manifest: Manifest, verify: Apply) -> Started:
+    """Go on behind a living arena, in a new file at start_lsn: its ring's head, or its durable LSN if that is further.
+
+    The manifest was checked to be the arena's. Only the last files are read, as far back as start_lsn. The writer is
+    not open yet: a full disk must not keep the store from serving. Raises CorruptData if the log ends before start_lsn.
+    """
+    directory = place.log_directory()
+    directory.prepare()
+    found = directory.log_files()
+    last = _last_files(found, manifest, start_lsn)
+    _check_reaches(place.files, last, manifest, start_lsn, verify)
+    for file in last:
+        _sync_file(place.files, file.path)
+    place.files.fsync_dir(directory.path)
+    slots = ManifestSlots(place.files, place.data_dir, read_manifest(place.files, place.data_dir))
+    writer = LogWriter(
+        directory,
+        slots,
+        place.shape_for(ring_bytes),
+        next_number=max([manifest.newest_file, *(file.number for file in found)]) + 1,
+        start_lsn=start_lsn,
+        previous=(manifest.incarnation, start_lsn),
+        wall_ms=place.wall_ms,
+    )
+    return Started(writer, directory, slots)
+
+
+def _last_files(found: tuple[LogFile, ...], manifest: Manifest, head_lsn: int) -> list[LogFile]:
+    """The files of this incarnation from the one that holds the head on; usually only the last."""
+    last: list[LogFile] = []
+    for file in reversed(found):
+        if file.header is None:
+            raise _unfit(f"{file.path} is damaged at offset 0: {file.problem}")
+        if file.header.store_id != manifest.store_id or file.header.incarnation != manifest.incarnation:
+            break
+        last.insert(0, file)
+        if file.header.first_lsn <= head_lsn:
+            break
+    if not last and head_lsn != manifest.first_lsn:
+        raise _unfit(f"there is no log file of incarnation {manifest.incarnation}")
+    if last and last[-1].number < manifest.newest_file:
+        raise _unfit(f"{file_name(manifest.newest_file)} is missing")
+    return last
+
+
+def _check_reaches(files: Files, last: list[LogFile], manifest: Manifest, head_lsn: int, verify: Apply) -> None:
+    """Read the log from the start of these files up to the head."""
+    reached = last[0].header.first_lsn if last and last[0].header is not None else head_lsn
+    for index, file in enumerate(last):
+        header = file.header
+        following = last[index + 1].header if index + 1 < len(last) else None
+        assert header is not None
+        end_lsn = head_lsn if following is None else min(head_lsn, following.first_lsn)
+        segment = Segment(file, header.first_lsn, max(header.first_lsn, end_lsn), header.incarnation)
+        ending = _replay_segment(files, segment, manifest.store_id, verify, _Replay(), lambda *_: None)
+        reached = max(reached, ending.lsn)
+        if ending.lsn != segment.end_lsn:
+            raise _unfit(
+                f"{file.path} is damaged at offset {segment.offset_of(ending.lsn)}, LSN {ending.lsn} "
+                f"({ending.stopped or 'the file ends'})"
+            )
+    if reached < head_lsn:
+        raise _unfit(f"the log ends at LSN {reached}")
+
+
+def _unfit(problem: str) -> CorruptData:
+    return CorruptData(
+        f"{problem}, but the living arena has given everything below its ring's head to the log. The arena still holds "
+        "all data: attach to it and export, or copy the data directory back, before you remove the arena"
+    )

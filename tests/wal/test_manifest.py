@@ -1,0 +1,142 @@
+"""The manifest: one of the two slots is always whole, and single damage changes nothing."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from memory_disk import Fault, MemoryDisk, none_kept, some_kept
+
+from shmkv.wal.manifest import BadSlot, Manifest, ManifestSlots, pack_slot, read_manifest, unpack_slot
+
+MANIFEST = Manifest(
+    store_id=bytes(range(16)),
+    incarnation=7,
+    first_lsn=7 << 40,
+    highest_lsn=(7 << 40) + 12345,
+    watermark=(7 << 40) + 12000,
+    oldest_file=3,
+    newest_file=21,
+    seals=((5, 123456), (6, 234567)),
+    disowned=((11, 12),),
+    clean=True,
+)
+SLOTS = ("/data/manifest.0", "/data/manifest.1")
+
+
+def publish(disk: MemoryDisk, manifest: Manifest, *, both: bool = False) -> None:
+    ManifestSlots(disk, "/data", read_manifest(disk, "/data")).publish(manifest, both=both)
+
+
+def numbered(highest_lsn: int) -> Manifest:
+    return Manifest(bytes(16), 1, 1, highest_lsn)
+
+
+def test_a_slot_comes_back_as_it_was() -> None:
+    assert unpack_slot(pack_slot(MANIFEST, 99)) == (99, MANIFEST)
+
+
+def test_bytes_behind_the_body_do_not_count() -> None:
+    assert unpack_slot(pack_slot(MANIFEST, 1) + b"rest of a longer one") == (1, MANIFEST)
+
+
+def test_every_truncation_of_a_slot_is_refused() -> None:
+    data = pack_slot(MANIFEST, 1)
+    for length in range(len(data)):
+        with pytest.raises(BadSlot):
+            unpack_slot(data[:length])
+
+
+def test_every_flipped_byte_of_a_slot_is_refused_or_unused() -> None:
+    data = pack_slot(MANIFEST, 1)
+    for offset in range(len(data)):
+        broken = bytearray(data)
+        broken[offset] ^= 1 << offset % 8
+        try:
+            assert unpack_slot(bytes(broken)) == (1, MANIFEST)
+            assert 28 <= offset < 32, "only the spare bytes may be anything"
+        except BadSlot:
+            pass
+
+
+def test_another_format_version_is_named() -> None:
+    data = bytearray(pack_slot(MANIFEST, 1))
+    data[8] = 2
+    with pytest.raises(BadSlot):
+        unpack_slot(bytes(data))
+
+
+def test_the_higher_counter_wins_and_slots_alternate() -> None:
+    disk = MemoryDisk()
+    for number in range(5):
+        publish(disk, numbered(number))
+        read = read_manifest(disk, "/data")
+        assert (read.manifest, read.counter, read.newest_slot) == (numbered(number), number + 1, number % 2)
+
+
+def test_both_leaves_the_same_in_both_slots() -> None:
+    disk = MemoryDisk()
+    publish(disk, numbered(1))
+    publish(disk, numbered(2), both=True)
+    assert [unpack_slot(bytes(disk.content(slot)))[1] for slot in SLOTS] == [numbered(2)] * 2
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_one_damaged_slot_is_reported_and_the_other_one_used(slot: str) -> None:
+    disk = MemoryDisk()
+    publish(disk, MANIFEST, both=True)
+    disk.content(slot)[40] ^= 1
+    read = read_manifest(disk, "/data")
+    assert read.manifest == MANIFEST
+    (problem,) = read.problems
+    assert slot in problem
+    publish(disk, numbered(3))
+    assert read_manifest(disk, "/data").problems == (), "the damaged slot is written first"
+    assert read_manifest(disk, "/data").manifest == numbered(3)
+
+
+def test_no_power_cut_loses_a_published_manifest() -> None:
+    for both in (False, True):
+        for operation in range(40):
+            disk = MemoryDisk()
+            publish(disk, numbered(1))
+            publish(disk, numbered(2))
+            count = 0
+
+            def stop(_operation: str, _path: str, last: int = operation) -> None:
+                nonlocal count
+                count += 1
+                if count > last:
+                    raise OSError(errno.EIO, "stop")
+
+            disk.before = stop
+            published = 2
+            try:
+                publish(disk, numbered(3), both=both)
+                published = 3
+            except OSError:
+                pass
+            disk.before = lambda _operation, _path: None
+            for seed in range(8):
+                survivor = disk.after_power_cut(none_kept if seed == 0 else some_kept((both, operation, seed)))
+                found = read_manifest(survivor, "/data").manifest
+                assert found in (numbered(published), numbered(3))
+
+
+def test_a_failed_publication_can_be_repeated() -> None:
+    for nth in range(6):
+        disk = MemoryDisk()
+        publish(disk, numbered(1))
+        slots = ManifestSlots(disk, "/data", read_manifest(disk, "/data"))
+        disk.before = Fault(nth, operations=("create", "open", "write", "sync", "sync_dir"), code=errno.EIO)
+        try:
+            slots.publish(numbered(2))
+        except OSError:
+            assert slots.manifest == numbered(1)
+            slots.publish(numbered(2))
+        assert read_manifest(disk.after_power_cut(none_kept), "/data").manifest == numbered(2)
+
+
+def test_no_slot_is_no_manifest() -> None:
+    read = read_manifest(MemoryDisk(), "/data")
+    assert (read.manifest, read.problems) == (None, ())
