@@ -1,0 +1,1 @@
+"""`shmkv-admin`: one file for each command; `cli` finds them, `session` is what they share."""
