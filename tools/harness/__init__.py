@@ -1,0 +1,1 @@
+"""What tour, chaos and bench share: a real supervisor under control, forked processes, facts about the machine."""
