@@ -8,10 +8,12 @@ from shmkv import config
 from shmkv.paths import check_name
 from shmkv.store import Attachment, Store, open_store
 
+ATTACH_TIMEOUT_S = 5.0
+
 
 def attach(
     name: str,
-    timeout: float | timedelta = 5.0,
+    timeout: float | timedelta = ATTACH_TIMEOUT_S,
     read_only: bool = False,
     *,
     lock_timeout: float | timedelta | None = None,

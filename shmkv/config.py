@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from shmkv import errors, paths
@@ -59,15 +59,19 @@ class Key(NamedTuple):
 MIB = 1 << 20
 
 KEYS: tuple[Key, ...] = (
-    Key("memory", "size", 256 * MIB, "size of the whole shared object, ring included; reserved at the start", 8 * MIB, 1 << 44),
-    Key("ring", "size", 0, "memory of the log that is not yet on disk; 0 = an eighth of memory, 1 to 64 MiB", 0, 1 << 36),
+    Key("memory", "size", 256 * MIB, "size of the whole shared object, ring included; reserved at the start",
+        8 * MIB, 1 << 44),
+    Key("ring", "size", 0, "memory of the log that is not yet on disk; 0 = an eighth of memory, 1 to 64 MiB",
+        0, 1 << 36),
     Key("expected_items", "count", 0, "how many keys the table is laid out for; 0 = by memory", 0, 1 << 40),
     Key("eviction", "choice", "noeviction", "what a full store does with new keys", choices=("noeviction",)),
     Key("data_dir", "text", "", "directory of the log; empty = the state directory of systemd or of the user"),
     Key("memory_only", "flag", False, "no log and no data directory: the data lives as long as the shared memory"),
-    Key("durability", "choice", "interval", "when the log is synced to disk: before each write returns, every sync_interval, or never",
+    Key("durability", "choice", "interval",
+        "when the log is synced to disk: before each write returns, every sync_interval, or never",
         choices=("always", "interval", "none")),
-    Key("sync_interval", "duration", 1.0, "longest time between two syncs of the log with durability interval", 0.001, 3600.0),
+    Key("sync_interval", "duration", 1.0, "longest time between two syncs of the log with durability interval",
+        0.001, 3600.0),
     Key("lag_limit", "duration", 5.0, "how long the log may be behind before writers wait", 0.1, 3600.0),
     Key("log_file", "size", 64 * MIB, "size of one file of the log", MIB, 1 << 36),
     Key("accept_loss", "flag", False, "start on a damaged log: everything from the damage on is given up"),
@@ -79,7 +83,8 @@ KEYS: tuple[Key, ...] = (
     Key("listen", "texts", (), "addresses for the Redis protocol: unix:PATH or HOST:PORT"),
     Key("workers", "count", 0, "processes that serve those addresses; 0 = one if listen is set", 0, 256),
     Key("stop_timeout", "duration", 60.0, "how long a stop waits for the log before it kills what hangs", 0.1, 3600.0),
-    Key("heartbeat_timeout", "duration", 60.0, "silence after which a child that is not waiting for the disk is killed", 1.0, 86400.0),
+    Key("heartbeat_timeout", "duration", 60.0, "silence after which a child that is not waiting for the disk is killed",
+        1.0, 86400.0),
 )  # fmt: skip
 
 
@@ -221,8 +226,8 @@ def parse_size(value: Any) -> int:
             raise ValueError(
                 f"unknown unit {unit!r}; use B, kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024)"
             )
-        exact = float(number) * SIZE_UNITS[unit.lower()]
-        size = int(number) * SIZE_UNITS[unit.lower()] if number.isdecimal() else int(exact)
+        factor = SIZE_UNITS[unit.lower()]
+        size = int(number) * factor if number.isdecimal() else int(float(number) * factor)
     if size < 0:
         raise ValueError("a size is not negative")
     return size
@@ -254,7 +259,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def as_toml(settings: Settings) -> str:
-    """A complete settings file: every key with its help, unit, default and limits, commented out where it is the default."""
+    """A complete settings file: every key with help, unit, default and limits, as a comment where it is the default."""
     lines = [f"# Settings of the shmkv store {settings.name!r}."]
     for key in KEYS:
         value = getattr(settings, key.name)
@@ -336,7 +341,7 @@ def _read_texts(value: Any) -> tuple[str, ...]:
     return tuple(_read_text(part).strip() for part in value)
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Any], Any]] = {
     "size": parse_size, "duration": parse_duration, "count": _read_count, "flag": _read_flag,
     "choice": _read_text, "text": _read_text, "texts": _read_texts, "mode": _read_mode,
 }  # fmt: skip

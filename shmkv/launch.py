@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from shmkv import config
+from shmkv.attach import ATTACH_TIMEOUT_S
 from shmkv.lookup import find_arena
 from shmkv.store import Attachment, Store
 
@@ -65,7 +66,7 @@ def launch(
     embedded = start_embedded(name, data_dir=data_dir, timeout_s=timeout_s, **chosen)
     try:
         limits = embedded.settings
-        attachment = Attachment(limits.name, timeout_s, False, limits.lock_timeout, limits.log_timeout, None)
+        attachment = Attachment(limits.name, ATTACH_TIMEOUT_S, False, limits.lock_timeout, limits.log_timeout, None)
         found = find_arena(attachment.name, timeout_s, read_only=False)
         try:
             return LaunchedStore(found, attachment, embedded)

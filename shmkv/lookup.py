@@ -103,8 +103,8 @@ def _look(fd: int, ended: Life | None) -> tuple[Found | None, str]:
         return None, f"its arena (incarnation {life.incarnation}) has ended and the next is not there yet"
     if header["layout_version"] != _core.LAYOUT_VERSION:
         raise IncompatibleStore(
-            f"the store has layout version {header['layout_version']}, this shmkv needs {_core.LAYOUT_VERSION}; use the "
-            f"version that its supervisor runs"
+            f"the store has layout version {header['layout_version']}, this shmkv needs {_core.LAYOUT_VERSION}; use "
+            f"the version that its supervisor runs"
         )
     if header["state"] != "READY":
         return None, f"it is in state {header['state']} (recovering its data, or its supervisor died meanwhile)"

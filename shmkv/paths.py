@@ -33,7 +33,8 @@ def check_name(name: str) -> str:
     Raises InvalidName, which says the rule.
     """
     problem = ""
-    if not isinstance(name, str):
+    # Typed callers never get here; names come from programs that are not checked, too.
+    if type(name) is not str:
         problem = f"a {type(name).__name__}, not a str"
     elif not name:
         problem = "empty"
@@ -48,7 +49,8 @@ def check_name(name: str) -> str:
     if problem:
         shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
         raise errors.InvalidName(
-            f"store name {shown} is {problem}; use 1 to {NAME_LIMIT} of A-Z a-z 0-9 . _ -, starting with a letter or a digit"
+            f"store name {shown} is {problem}; use 1 to {NAME_LIMIT} of A-Z a-z 0-9 . _ -, starting with a letter or "
+            f"a digit"
         )
     return name
 

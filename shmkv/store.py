@@ -11,25 +11,24 @@ Invariants:
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from shmkv.errors import KeyNotFound, ReadOnly
+from shmkv.errors import KeyNotFound, ReadOnly, StoreUnavailable
 from shmkv.lookup import Found, Life, find_arena
 from shmkv.segment import _core
+from shmkv.views import Items, Key, Values, canonical, pairs_of
 
 if TYPE_CHECKING:
     from shmkv.stats import Entry, Stats
-
-Key: TypeAlias = str | bytes
 
 UPDATE_BATCH = 1000
 ENTRY_PINNED = 1
 _MISSING: Any = object()
 _NO_DEFAULT: Any = object()
-_SCALARS = frozenset({type(None), bool, int, float, bytes, str})
 
 
 class Attachment(NamedTuple):
@@ -51,7 +50,7 @@ class Store(_core.Store, MutableMapping[Key, Any]):
     After `close` every use is a ValueError.
     """
 
-    __slots__ = ("_attachment", "_life", "_owner_uid", "_pop_cursor", "_wall_minus_boot_ms")
+    __slots__ = ("_attachment", "_owner_uid", "_pop_cursor", "_wall_minus_boot_ms")
 
     _pop_cursor: int
 
@@ -63,10 +62,10 @@ class Store(_core.Store, MutableMapping[Key, Any]):
         self._attachment = attachment
         self._remember(found)
 
-    # ---- many keys --------------------------------------------------------------------------------------------------
+    # ---- many keys -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
-        return self._walk()
+        return self._steps(with_values=False)
 
     def scan(self, *, prefix: Key | None = None, match: Key | None = None) -> Iterator[Key]:
         """Iterate over keys; only those that start with `prefix` and fit the glob `match` (`* ? [a-z] [^a]`).
@@ -76,10 +75,10 @@ class Store(_core.Store, MutableMapping[Key, Any]):
         Raises StoreUnavailable if the store restarts meanwhile.
         """
         if prefix is None and match is None:
-            return self._walk()
+            return self._steps(with_values=False)
         from shmkv.glob import key_filter, prefix_filter
 
-        keys = self._walk()
+        keys = self._steps(with_values=False)
         if prefix is not None:
             keys = filter(prefix_filter(prefix), keys)
         if match is not None:
@@ -88,25 +87,18 @@ class Store(_core.Store, MutableMapping[Key, Any]):
 
     def items(self) -> ItemsView[Key, Any]:
         """A live view of (key, value) pairs; iterating has the guarantees of `scan`."""
-        return _Items(self)
+        return Items(self)
 
     def values(self) -> ValuesView[Any]:
         """A live view of the values; iterating has the guarantees of `scan`."""
-        return _Values(self)
-
-    def _walk(self) -> Iterator[Key]:
-        self._check_open()
-        return self._steps(with_values=False)
+        return Values(self)
 
     def _pairs(self) -> Iterator[tuple[Key, Any]]:
-        self._check_open()
         return self._steps(with_values=True)
 
     def _steps(self, *, with_values: bool) -> Iterator[Any]:
-        cursor = 0
-        while cursor != _core.CURSOR_END:
-            cursor, found = self._scan(cursor, with_values)
-            yield from found
+        self._check_open()
+        return _steps(self, with_values)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Set many keys, from a mapping or from pairs; each key is atomic, the call is not."""
@@ -114,7 +106,7 @@ class Store(_core.Store, MutableMapping[Key, Any]):
         if type(other) is dict:
             self.set_many(other)
         else:
-            self._set_pairs(_pairs_of(other))
+            self._set_pairs(pairs_of(other))
         if more:
             self.set_many(more)
 
@@ -138,12 +130,12 @@ class Store(_core.Store, MutableMapping[Key, Any]):
             return True
         if not isinstance(other, Mapping):
             return NotImplemented
-        theirs = {_canonical(key): value for key, value in other.items()}
+        theirs = {canonical(key): value for key, value in other.items()}
         return len(theirs) == len(other) and dict(self._pairs()) == theirs
 
     __hash__ = None  # type: ignore[assignment]
 
-    # ---- read, then write if nothing changed --------------------------------------------------------------------------
+    # ---- read, then write if nothing changed ---------------------------------------------------------------------
 
     def pop(self, key: Key, default: Any = _NO_DEFAULT) -> Any:
         """Delete a key and return the value that it had; `default`, or KeyNotFound, if there is none."""
@@ -159,11 +151,15 @@ class Store(_core.Store, MutableMapping[Key, Any]):
         """Delete some key and return it with its value; KeyNotFound if the store is empty."""
         self._check_writable()
         # A handle that empties a store goes on where it was, or it would walk the same empty buckets each time.
-        for first in (self._pop_cursor, 0):
-            cursor = first
+        for cursor in (self._pop_cursor, 0):
             while cursor != _core.CURSOR_END:
                 self._pop_cursor = cursor
-                cursor, keys = self._scan(cursor, False)
+                try:
+                    cursor, keys = self._scan(cursor, False)
+                except StoreUnavailable:
+                    if cursor == 0 or self._pop_cursor != 0:
+                        raise
+                    break  # the cursor was of an arena that has ended, and the next one is there
                 for key in keys:
                     value = self.pop(key, _MISSING)
                     if value is not _MISSING:
@@ -193,7 +189,7 @@ class Store(_core.Store, MutableMapping[Key, Any]):
             if found is None:
                 if default is _NO_DEFAULT:
                     raise KeyNotFound(key)
-                value = function(_copy(default))
+                value = function(copy.deepcopy(default))
                 done = self.set(key, value, ttl=ttl, if_absent=True)
             else:
                 value = function(found[0])
@@ -223,7 +219,7 @@ class Store(_core.Store, MutableMapping[Key, Any]):
             if done:
                 return new
 
-    # ---- entries and their expiry -----------------------------------------------------------------------------------
+    # ---- entries and their expiry --------------------------------------------------------------------------------
 
     def entry(self, key: Key) -> Entry | None:
         """Value, version, time to live (s) and stored size (bytes) of a key at one moment; None if there is none."""
@@ -233,7 +229,7 @@ class Store(_core.Store, MutableMapping[Key, Any]):
         if found is None:
             return None
         value, version, expires_ms, _, size = found
-        return Entry(_canonical(key), value, version, self._ttl_of(expires_ms), size)
+        return Entry(canonical(key), value, version, self._ttl_of(expires_ms), size)
 
     def ttl(self, key: Key) -> float | None:
         """Seconds until a key expires, None if it never does; KeyNotFound if there is no such key."""
@@ -271,7 +267,7 @@ class Store(_core.Store, MutableMapping[Key, Any]):
         now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 + self._wall_minus_boot_ms
         return max(0, expires_ms - now_ms) / 1000
 
-    # ---- the handle itself -------------------------------------------------------------------------------------------
+    # ---- the handle itself ---------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """Counts, sizes and the state of the log, as of now."""
@@ -296,14 +292,15 @@ class Store(_core.Store, MutableMapping[Key, Any]):
 
     def _reattach(self) -> int:
         """Called by the core when the arena has ended: a descriptor of the next one."""
+        # What the core is mapped to, not what was last found: another thread may be between look-up and mapping.
+        ended = Life(self.store_id, self.incarnation)
         found = find_arena(
-            self.name, self._attachment.timeout_s, read_only=self.read_only, ended=self._life, owner_uid=self._owner_uid
+            self.name, self._attachment.timeout_s, read_only=self.read_only, ended=ended, owner_uid=self._owner_uid
         )
         self._remember(found)
         return found.fd
 
     def _remember(self, found: Found) -> None:
-        self._life: Life = found.life
         self._pop_cursor = 0
         self._owner_uid = found.owner_uid
         self._wall_minus_boot_ms = found.wall_minus_boot_ms
@@ -332,54 +329,11 @@ def open_store(attachment: Attachment) -> Store:
         os.close(found.fd)
 
 
-class _Items(ItemsView[Key, Any]):
-    """Live (key, value) pairs, each bucket read in one step instead of one look-up a key."""
-
-    def __iter__(self) -> Iterator[tuple[Key, Any]]:
-        return _store_of(self)._pairs()
-
-
-class _Values(ValuesView[Any]):
-    """Live values, read as `_Items` does."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in _store_of(self)._pairs())
-
-    def __contains__(self, value: object) -> bool:
-        return any(found is value or found == value for found in self)
-
-
-def _store_of(view: Any) -> Store:
-    store: Store = view._mapping
-    return store
-
-
-def _canonical(key: Key) -> Key:
-    """The key as iteration gives it: str if it is valid UTF-8."""
-    if not isinstance(key, bytes):
-        return key
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return key
-
-
-def _pairs_of(other: Any) -> Iterable[tuple[Key, Any]]:
-    """What dict.update takes: a mapping, anything with keys(), or pairs."""
-    if isinstance(other, Mapping):
-        return other.items()
-    if hasattr(other, "keys"):
-        return ((key, other[key]) for key in other.keys())  # noqa: SIM118 - it need not be iterable itself
-    return other  # type: ignore[no-any-return]
-
-
-def _copy(value: Any) -> Any:
-    """The value as if it had been stored and read, so that a function may change it and run again."""
-    if type(value) in _SCALARS:
-        return value
-    from shmkv.values import decode, encode
-
-    return decode(*encode(value))
+def _steps(store: Store, with_values: bool) -> Iterator[Any]:
+    cursor = 0
+    while cursor != _core.CURSOR_END:
+        cursor, found = store._scan(cursor, with_values)
+        yield from found
 
 
 def _encode_first(value: Any) -> tuple[int, bytes]:

@@ -191,7 +191,7 @@ _DICT_MARK: Final = msgpack.ExtType(Ext.DICT_MARK, b"")
 
 def _pack(tree: Any) -> bytes:
     try:
-        return bytes(msgpack.Packer(default=_big_int, strict_types=True, buf_size=1024).pack(tree))
+        return bytes(msgpack.Packer(default=_big_int, strict_types=True).pack(tree))
     except UnicodeEncodeError as error:
         raise _surrogate(error) from error
 

@@ -145,7 +145,10 @@ class Supervised:
 
 @pytest.fixture
 def supervised(places: Places) -> Iterator[Callable[..., Supervised]]:
-    """Start supervisors: `supervised(name, *options)`; memory is 16 MiB unless said. Those alive at the end are audited and stopped."""
+    """Start supervisors: `supervised(name, *options)`, with 16 MiB unless said.
+
+    Those alive at the end are audited and stopped.
+    """
     started: list[Supervised] = []
 
     def start(name: str, *options: str, ready: bool = True) -> Supervised:
@@ -190,7 +193,7 @@ def audit(name: str) -> None:
 
 @pytest.fixture
 def launched(places: Places) -> Iterator[Callable[..., Any]]:
-    """Start stores with `shmkv.launch(**arguments)`; memory is 16 MB unless said. Each is audited and closed at the end."""
+    """Start stores with `shmkv.launch(**arguments)`, with 16 MB unless said; each is audited and closed at the end."""
     import shmkv
 
     started: list[Any] = []

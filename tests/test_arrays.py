@@ -87,6 +87,12 @@ def test_an_array_is_a_writable_copy() -> None:
     assert decode(*encode(array)).flags.writeable
 
 
+@pytest.mark.skipif(not hasattr(np, "dtypes") or not hasattr(np.dtypes, "StringDType"), reason="NumPy before 2.0")
+def test_text_of_any_length_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="StringDType"):
+        encode(np.array(["a"], np.dtypes.StringDType()))
+
+
 class Sub(np.ndarray):  # type: ignore[misc]
     pass
 
@@ -95,7 +101,7 @@ class Sub(np.ndarray):  # type: ignore[misc]
     "value",
     [np.array([1, "a"], object), np.zeros(2, [("a", "O")]), np.zeros(2, np.dtype((np.void, 0))).view(Sub),
      np.ma.array([1]), np.recarray((2,), [("a", "i4")]),
-     np.zeros(2, np.dtype("i4", metadata={"unit": "m"})), np.array(["a"], np.dtypes.StringDType())],
+     np.zeros(2, np.dtype("i4", metadata={"unit": "m"}))],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_other_arrays_are_type_errors(value: Any) -> None:

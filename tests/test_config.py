@@ -37,7 +37,7 @@ def test_sizes(text: object, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "MB", "1XB", "-1", -1, 1.5, True, None, "1GB2", "0x10", "nan", "infGB"])
 def test_what_is_no_size(text: object) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         config.parse_size(text)
 
 
@@ -60,7 +60,7 @@ def test_durations(text: object, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "1y", -1, "-1s", float("nan"), float("inf"), True, None])
 def test_what_is_no_duration(text: object) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         config.parse_duration(text)
 
 

@@ -43,6 +43,6 @@ def test_every_line_is_explained() -> None:
         if line.startswith("#"):
             explained = True
         elif not line or line.startswith("["):
-            explained = line.startswith("[Unit]") or line.startswith("[Install]")
+            explained = line in ("[Unit]", "[Install]")
         else:
             assert explained, line

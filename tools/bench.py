@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import shmkv
@@ -23,7 +24,7 @@ from benchmarks.memory_rows import MemoryRows
 from benchmarks.process_rows import durable_scaling, read_scaling
 from benchmarks.row import Row
 from harness import machine
-from harness.service import Service, ended_by_signal
+from harness.service import DISK_DIR, Service, ended_by_signal
 
 MEMORY_ROWS = ("get_hot", "get_uniform", "set", "setitem", "get_many", "read_scaling", "bytes")
 DURABLE_ROWS = ("durable_1", "durable_16")
@@ -110,7 +111,7 @@ def table_of(rows: list[Row], title: str) -> Table:
         table.add_column(column, justify="right" if column in ("measured", "limit") else "left")
     for row in rows:
         verdict = "" if row.limit is None else "[green]ok[/green]" if row.good else "[red]miss[/red]"
-        table.add_row(row.title, row.shown, row.shown_limit, verdict, row.compared)
+        table.add_row(escape(row.title), row.shown, row.shown_limit, verdict, row.compared)
     return table
 
 
@@ -135,7 +136,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tenth of the keys and fewer rounds: shows that it works, measures little")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ALL_ROWS), help=f"some of {','.join(ALL_ROWS)}")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    parser.add_argument("--directory", default=os.environ.get("TMPDIR", "/var/tmp"), help="where the logs go: a disk (default: %(default)s)")
+    parser.add_argument("--directory", default=DISK_DIR, help="where the logs go: a disk (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a row misses its limit")
     options = parser.parse_args(argv)
     unknown = set(options.rows) - set(ALL_ROWS)

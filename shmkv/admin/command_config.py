@@ -25,8 +25,9 @@ def command(session: Session, file: str | None, toml: bool) -> None:
         return
     records = [
         {
-            "key": key.name, "value": getattr(settings, key.name), "from": chosen[key.name][1] if key.name in chosen else "default",
-            "default": key.default, "unit": key.unit, "minimum": key.minimum, "maximum": key.maximum,
+            "key": key.name, "value": getattr(settings, key.name),
+            "from": chosen[key.name][1] if key.name in chosen else "default", "default": key.default,
+            "unit": key.unit, "minimum": key.minimum, "maximum": key.maximum,
             "choices": list(key.choices), "help": key.help,
         }
         for key in config.KEYS

@@ -56,7 +56,7 @@ def check_arena(info: dict[str, Any], faults: list[dict[str, Any]] | None) -> It
     )
     yield Finding(
         "condemned", "yes" if info["condemned"] else "no",
-        "restart its supervisor: it writes the log to its end and rebuilds the memory from it" if info["condemned"] else "",
+        "restart its supervisor: it completes the log and rebuilds the memory from it" if info["condemned"] else "",
     )  # fmt: skip
     if faults is not None:
         seen = f"{len(faults)} faults" + (f", the first: {faults[0]}" if faults else "")
@@ -67,7 +67,8 @@ def check_processes(name: str, info: dict[str, Any], slots: list[dict[str, int]]
     """Who should run and does not, who is dead and not yet reaped."""
     supervised = is_running(info["supervisor_pid"])
     yield Finding(
-        "supervisor", f"process {info['supervisor_pid']}" if supervised else "none", "" if supervised else f"start it: shmkv-supervisor {name}",
+        "supervisor", f"process {info['supervisor_pid']}" if supervised else "none",
+        "" if supervised else f"start it: shmkv-supervisor {name}",
     )  # fmt: skip
     if info["has_log"]:
         writer = info["persister_pid"]
@@ -124,7 +125,8 @@ def check_machine(name: str) -> Iterator[Finding]:
     risky = owner >= 1000 and os.path.exists("/run/systemd/seats") and not removal_is_off()
     yield Finding(
         "RemoveIPC", f"user {owner}",
-        "logind deletes this store when its user logs out: run it as a system user, or set RemoveIPC=no in logind.conf" if risky else "",
+        "logind deletes this store when its user logs out: run it as a system user, or set RemoveIPC=no in logind.conf"
+        if risky else "",
     )  # fmt: skip
 
 

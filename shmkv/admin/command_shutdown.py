@@ -22,7 +22,8 @@ def command(session: Session) -> None:
         with session.arena() as arena:
             pid = arena.info()["supervisor_pid"]
         raise errors.StoreUnavailable(
-            f"the supervisor of {session.name!r} does not answer (it was process {pid}); start it again, or remove what is left: destroy"
+            f"the supervisor of {session.name!r} does not answer (it was process {pid}); start it again, or "
+            f"remove what is left: shmkv-admin destroy"
         )
     answer = ask(path, {"do": "shutdown"}, STOP_TIMEOUT_S, until_end=True)
     if session.json:

@@ -212,7 +212,8 @@ def _held(path: str, holder: int | None) -> Refused:
     who = f"process {holder}" if holder else "another process"
     return Refused(
         Exit.LOCK_HELD, "StoreExists",
-        f"lock {path} is held by {who}, which runs this store; attach to it, stop it (shmkv-admin shutdown) or take another name",
+        f"lock {path} is held by {who}, which runs this store; attach to it, stop it (shmkv-admin shutdown) or take "
+        f"another name",
     )  # fmt: skip
 
 
@@ -230,8 +231,9 @@ def _check_room(fd: int, size_bytes: int) -> None:
 def _no_room(size_bytes: int, free_bytes: int, place: str) -> Refused:
     return Refused(
         Exit.CANNOT_CREATE, "MemoryLimitExceeded",
-        f"the store needs {format_size(size_bytes)} and {place} has {format_size(free_bytes)} free; lower memory, remove stores "
-        f"that nobody uses (shmkv-admin list), or enlarge {paths.SHM_DIR} (mount -o remount,size=..., docker run --shm-size=...)",
+        f"the store needs {format_size(size_bytes)} and {place} has {format_size(free_bytes)} free; lower memory, "
+        f"remove stores that nobody uses (shmkv-admin list), or enlarge {paths.SHM_DIR} (mount -o remount,size=..., "
+        f"docker run --shm-size=...)",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import os
 import selectors
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,7 @@ class Connection:
 class ControlServer:
     """Listens in a selector that it shares with the loop; `handlers` maps a request's "do" to its function."""
 
-    def __init__(self, runtime_dir: str, selector: selectors.BaseSelector, handlers: dict[str, Handler]) -> None:
+    def __init__(self, runtime_dir: str, selector: selectors.BaseSelector, handlers: Mapping[str, Handler]) -> None:
         """Bind; a socket file that is there is a dead one, since the lock of this directory is ours."""
         self.path = paths.control_path(runtime_dir)
         self._selector = selector

@@ -110,7 +110,10 @@ class Crew:
             return
         child.started(process, now_s)
         self._loop.watch(process.pidfd, partial(self._on_end, child, process))
-        self._loop.watch(process.events, lambda _: self._on_messages(child, process))
+        self._loop.watch(process.events, lambda _: self._hear(child, process))
+
+    def _hear(self, child: ManagedChild, process: Process) -> None:
+        self._on_messages(child, process)
 
     def _on_messages(self, child: ManagedChild, process: Process) -> bool:
         """Hear what came; True if there may be more."""

@@ -6,7 +6,7 @@ arena's locks, so the supervisor may kill it at any moment and start another.
 Invariants:
   I1  Every stripe is swept once right after the start (whatever a kill left is repaired then), and at
       least every SWEEP_PERIOD_S afterwards, spread evenly: no burst, no long hold of a lock.
-  I2  Between two stripes it looks at its commands.
+  I2  Between two stripes it looks at its commands. An audit, which walks everything, runs in a thread of its own.
   I3  When its supervisor dies it ends and leaves the arena; only a throw-away store whose owner is dead
       as well is retired and unlinked, by whoever is left: this process.
 """
@@ -17,7 +17,10 @@ import json
 import os
 import selectors
 import sys
+import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import posix_ipc
 
@@ -38,6 +41,24 @@ COLLAPSE_FAILURES_MAX = 3
 PASSING = (errors.LockTimeout, errors.LogStalled, errors.DiskFull, errors.ReadOnly, errors.DurabilityUnknown)
 
 
+class Audit(threading.Thread):
+    """One walk over the whole arena; `findings` and `trouble` are complete when the thread has ended."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(name="audit", daemon=True)
+        self._arena = _core.Arena(fd)
+        self.findings: list[Any] = []
+        self.trouble = ""
+
+    def run(self) -> None:
+        """Locks one stripe after another; a lock that stays busy ends the audit without a verdict."""
+        try:
+            self.findings = self._arena.audit()
+        except (*PASSING, errors.StoreUnavailable) as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+        self._arena.close()
+
+
 class Keeper:
     """One arena under maintenance; `run` returns the exit code."""
 
@@ -46,7 +67,7 @@ class Keeper:
         self._arena = _core.Arena(file.fd)
         self._event_fd: int | None = arguments["event_fd"]
         self._owner_fd: int | None = arguments["owner_fd"]
-        self._audit_wanted: bool = arguments["audit"]
+        self._audit = Audit(file.fd) if arguments["audit"] else None
         self._has_log: bool = arguments["has_log"]
         info = self._arena.info()
         self._stripes: int = info["stripes"]
@@ -54,7 +75,6 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ)
         self._reader = LineReader()
-        self._orphaned = False
         self._next_stripe = 0
         self._swept = 0
         self._reaped = 0
@@ -74,15 +94,19 @@ class Keeper:
                 next_reap_s = now_s + REAP_PERIOD_S
             for _ in range(self._stripes_of_tick()):
                 self._guard(self._sweep)
-            if self._audit_wanted and self._swept >= self._stripes:
-                self._guard(self._audit)
-            if self._swept >= self._stripes and not self._audit_wanted:
-                self._collapse()
+            if self._swept >= self._stripes:
+                if self._audit is not None:
+                    self._follow_audit(self._audit)
+                else:
+                    self._collapse()
             if now_s >= next_beat_s:
                 self._beat()
                 next_beat_s = now_s + HEARTBEAT_S
             first_round = self._swept < self._stripes
             self._listen(0.0 if first_round and not self._trouble else TICK_S)
+        if self._audit is not None and self._audit.is_alive():
+            # It is inside the arena without the interpreter's lock: nothing may be unmapped under it.
+            os._exit(self._exit)
         return self._exit
 
     def _stripes_of_tick(self) -> int:
@@ -90,12 +114,12 @@ class Keeper:
             return 0
         return 1 if self._swept < self._stripes else max(1, round(self._stripes * TICK_S / SWEEP_PERIOD_S))
 
-    def _guard(self, work: object) -> None:
+    def _guard(self, work: Callable[[], None]) -> None:
         """Run one step; a passing trouble is told with the heartbeat, the end of the arena ends us."""
         if self._exit is not None:
             return
         try:
-            work()  # type: ignore[operator]
+            work()
         except PASSING as error:
             self._trouble = f"{type(error).__name__}: {error}"
         except errors.StoreUnavailable:
@@ -112,12 +136,15 @@ class Keeper:
         if self._next_stripe == 0:
             self._trouble = ""
 
-    def _audit(self) -> None:
-        self._audit_wanted = False
-        findings = self._arena.audit()
-        if findings:
-            self._arena.set_state(condemned=True)
-        self._say({"event": "audit", "findings": findings[:20], "count": len(findings)})
+    def _follow_audit(self, audit: Audit) -> None:
+        if not audit.ident:
+            audit.start()
+        elif not audit.is_alive():
+            self._audit = None
+            if audit.findings:
+                self._arena.set_state(condemned=True)
+            told = {"findings": audit.findings[:20], "count": len(audit.findings), "trouble": audit.trouble}
+            self._say({"event": "audit", **told})
 
     def _collapse(self) -> None:
         """Put the next piece of the arena on huge pages: a look-up then misses the TLB less often."""

@@ -15,7 +15,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 Callback = Callable[[float], None]
@@ -72,7 +72,7 @@ class Loop:
 class Signals:
     """Turns signals into calls of the loop, for as long as it is open; only in the main thread."""
 
-    def __init__(self, loop: Loop, handlers: dict[signal.Signals, Callback]) -> None:
+    def __init__(self, loop: Loop, handlers: Mapping[signal.Signals, Callback]) -> None:
         self._loop = loop
         self._handlers = handlers
         self._read, self._write = socket.socketpair()

@@ -137,7 +137,8 @@ def retire(fd: int) -> str:
 def plan_of(settings: Settings) -> dict[str, int]:
     """The numbers that lay out the arena, as `_core.plan` takes them."""
     return {
-        "size_bytes": settings.memory, "max_size_bytes": 0, "ring_bytes": settings.ring, "expected_items": settings.expected_items,
+        "size_bytes": settings.memory, "max_size_bytes": 0, "ring_bytes": settings.ring,
+        "expected_items": settings.expected_items,
     }  # fmt: skip
 
 
@@ -148,14 +149,14 @@ def _take_over(found: ArenaFile, settings: Settings, has_log: bool, report: Repo
         kinds = ("memory only", "with a log")
         raise Refused(
             Exit.BAD_CONFIG, "InvalidSetting",
-            f"the living arena of {settings.name!r} is {kinds[bool(info['has_log'])]}, the settings say {kinds[has_log]}; "
-            f"start it as it was, or remove it: shmkv-admin -s {settings.name} destroy",
+            f"the living arena of {settings.name!r} is {kinds[bool(info['has_log'])]}, the settings say "
+            f"{kinds[has_log]}; start it as it was, or remove it: shmkv-admin -s {settings.name} destroy",
         )  # fmt: skip
     if verdict is Verdict.ADOPT or (verdict is Verdict.FINISH and has_log):
         if found.size_bytes != settings.memory:
             report.warn(
-                f"memory is {format_size(settings.memory)} in the settings and {format_size(found.size_bytes)} in the living arena, "
-                f"which stays as it is until a clean stop"
+                f"memory is {format_size(settings.memory)} in the settings and {format_size(found.size_bytes)} in the "
+                f"living arena, which stays as it is until a clean stop"
             )
         return Opened(found, created=False)
     if verdict is Verdict.FINISH:

@@ -73,8 +73,8 @@ class Supervisor:
         self._keeper = ManagedChild("keeper")
         self._helpers = [self._keeper]
         self._crew = Crew(loop, report, Hooks(
-            recipe=self._recipe, message=self._on_message, ready=self._on_ready, died=self._on_died, refused=self._on_refused,
-            finished=self._on_finished, ended=self._on_ended, may_start=self._may_start,
+            recipe=self._recipe, message=self._on_message, ready=self._on_ready, died=self._on_died,
+            refused=self._on_refused, finished=self._on_finished, ended=self._on_ended, may_start=self._may_start,
         ))  # fmt: skip
 
     # ---- life ---------------------------------------------------------------------------------
@@ -224,12 +224,10 @@ class Supervisor:
             self._report.warn(f"the log is {message.get('state')}: {message.get('error') or 'all is well again'}")
             self._notifier.status(f"log: {message.get('state')}")
         elif kind == "audit":
-            findings = message.get("findings") or []
-            tell = self._report.warn if findings else self._report.note
-            tell(
-                f"audit of the adopted arena: {len(findings)} findings"
-                + (f", the first: {findings[0]}" if findings else "")
-            )
+            findings, trouble = message.get("findings") or [], message.get("trouble")
+            tell = self._report.warn if findings or trouble else self._report.note
+            text = f"not finished: {trouble}" if trouble else f"{message.get('count')} findings"
+            tell(f"audit of the adopted arena: {text}" + (f", the first: {findings[0]}" if findings else ""))
 
     def _on_ready(self, child: ManagedChild) -> None:
         if child is self._persister:
@@ -335,8 +333,8 @@ class Supervisor:
             if self._ends_arena() and self._persister is not None:
                 self._fail(Refused(
                     Exit.RETRY, "StoreUnavailable",
-                    f"the persister {describe_exit(self._persister.last_exit or 0)} before the log was complete; the shared "
-                    f"memory is kept, and the next start of this store goes on from it",
+                    f"the persister {describe_exit(self._persister.last_exit or 0)} before the log was complete; the "
+                    f"shared memory is kept, and the next start of this store goes on from it",
                 ))  # fmt: skip
         if self._after is not Event.LOST or self._refusal is not None:
             return
@@ -381,8 +379,10 @@ class Supervisor:
         now_s = self._loop.clock()
         arena = self._opened.status() if self._opened is not None else {}
         return {
-            "name": self.settings.name, "pid": os.getpid(), "phase": self._phase.name, "up_s": round(seconds_since_exec(), 2),
-            "data_dir": self._places.data, "durability": self.settings.durability, "arena": arena,
+            "name": self.settings.name, "pid": os.getpid(), "phase": self._phase.name,
+            "up_s": round(seconds_since_exec(), 2),
+            "data_dir": self._places.data, "durability": self.settings.durability,
+            "arena": arena,
             "children": [child.status(now_s) for child in self._children()],
         }  # fmt: skip
 

@@ -25,7 +25,7 @@ class Notifier:
             self._socket.setblocking(False)
 
     def send(self, *lines: str) -> None:
-        """Send state lines such as READY=1; never blocks. A manager that is gone or busy is no reason to stop serving."""
+        """Send state lines such as READY=1; never blocks. A manager that is gone or busy stops nothing."""
         if self._socket is None:
             return
         try:

@@ -7,8 +7,8 @@ Invariants:
   I1  A slot is written in place and synced while the other, synced one holds the manifest before it: a kill or a
       power cut at any moment leaves at least one of the two whole.
   I2  The valid slot with the higher counter is the manifest.
-  I3  publish(both=True), used whenever an incarnation begins, leaves the same manifest in both slots, so that the
-      later rot of one of them changes nothing.
+  I3  A start publishes twice, the incarnation and then its first file: so both slots know the incarnation before it
+      serves, and the later rot of one of them loses only how far the newest one said that the log was on disk.
 """
 
 from __future__ import annotations
@@ -164,17 +164,16 @@ class ManifestSlots:
         self._named_slots: set[int] = set()
         self.manifest = read.manifest
 
-    def publish(self, manifest: Manifest, *, both: bool = False) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Make this the manifest; on return it is on disk.
 
-        both: in either slot. Raises OSError; then, as after a kill, it is this manifest or the one before.
+        Raises OSError; then, as after a kill, it is this manifest or the one before.
         """
-        for _ in range(2 if both else 1):
-            slot = 1 - self._newest_slot
-            self._write_slot(slot, pack_slot(manifest, self._counter + 1))
-            self._counter += 1
-            self._newest_slot = slot
-            self.manifest = manifest
+        slot = 1 - self._newest_slot
+        self._write_slot(slot, pack_slot(manifest, self._counter + 1))
+        self._counter += 1
+        self._newest_slot = slot
+        self.manifest = manifest
 
     def _write_slot(self, slot: int, data: bytes) -> None:
         path = os.path.join(self._data_dir, SLOT_NAMES[slot])

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import posix_ipc
@@ -28,9 +28,10 @@ import posix_ipc
 from shmkv import errors, paths
 from shmkv.segment import _core
 from shmkv.wal.channel import Events, Orders
+from shmkv.wal.drain import FrozenRing, drain
 from shmkv.wal.files import Files
 from shmkv.wal.loop import CLEAN, RETRY, Persister
-from shmkv.wal.manifest import Manifest, read_manifest
+from shmkv.wal.manifest import Manifest, ManifestRead, ManifestSlots, read_manifest
 from shmkv.wal.pace import Pace, Settings
 from shmkv.wal.recovery import ADOPT, DISCARD, FINISH, REFUSE, LivingArena, plan_warm
 from shmkv.wal.spares import SpareMaker, in_thread
@@ -180,20 +181,15 @@ class Process:
     def _warm(self) -> tuple[_core.Arena, Started, bool]:
         read = read_manifest(self._files, self._arguments.data_dir)
         header, arena = self._look()
-        living = LivingArena(
-            readable=header is not None,
-            state=str((header or {}).get("state", "")),
-            store_id=(header or {}).get("store_id", b""),
-            incarnation=(header or {}).get("incarnation", 0),
-            condemned=bool(arena is not None and arena.info()["condemned"]),
-            same_layout=arena is not None,
-        )
+        living = LivingArena(False) if header is None else _living(header, same_layout=arena is not None)
         if read.manifest is None and read.problems:
             raise errors.CorruptData(f"no valid manifest: {'; '.join(read.problems)}; the living arena was not touched")
         action, why = plan_warm(living, read.manifest)
         if action == REFUSE:
             raise Ended(BAD_CONFIG, why)
         if action == DISCARD:
+            if header is not None and read.manifest is not None and living.store_id == read.manifest.store_id:
+                self._remember(read, header)
             self._unlink()
             raise Ended(CLEAN, f"the old arena was discarded: {why}")
         assert header is not None
@@ -213,6 +209,16 @@ class Process:
         )
         return arena, started, True
 
+    def _remember(self, read: ManifestRead, header: dict[str, Any]) -> None:
+        """Incarnation and LSNs of an arena that goes are never used again."""
+        assert read.manifest is not None
+        manifest = replace(
+            read.manifest,
+            incarnation=max(read.manifest.incarnation, header["incarnation"]),
+            highest_lsn=max(read.manifest.highest_lsn, header["tail"]),
+        )
+        ManifestSlots(self._files, self._arguments.data_dir, read).publish(manifest)
+
     def _look(self) -> tuple[dict[str, Any] | None, _core.Arena | None]:
         """Header and mapping of the arena, None for what cannot be had."""
         try:
@@ -225,31 +231,9 @@ class Process:
             return header, None
 
     def _drain(self, header: dict[str, Any], arena: _core.Arena | None, manifest: Manifest) -> None:
-        """Write what the ring of an arena that ends still holds, then remove its name."""
-        if arena is None:
-            raise Ended(
-                BAD_CONFIG,
-                f"the living arena has layout version {header.get('layout_version')}, this program has "
-                f"{_core.LAYOUT_VERSION}; stop the store with the version that started it",
-            )
-        arena.retire()
-        ring = arena.ring()
-        start_lsn = max(ring["head"], ring["durable_lsn"])
-        started = start_warm(
-            self._place(),
-            ring_bytes=ring["ring_bytes"],
-            start_lsn=start_lsn,
-            manifest=manifest,
-            verify=_core.verify,
-        )
-        writer = started.writer
-        if ring["tail"] > start_lsn:
-            writer.open_file(ring["tail"] - start_lsn)
-            pieces = arena.ring_pieces(start_lsn, ring["tail"])
-            end_lsn = start_lsn + writer.boundary(pieces)
-            writer.write(arena.ring_pieces(start_lsn, end_lsn), end_lsn)
-            writer.sync()
-        writer.publish_watermark(clean=True)
+        ending = FrozenRing(self._fd, header) if arena is None else arena
+        ending.retire()
+        drain(self._place(), ending, manifest)
         self._unlink()
 
     def _unlink(self) -> None:
@@ -257,6 +241,17 @@ class Process:
         name = self._arguments.name
         if paths.object_inode(name) == os.fstat(self._fd).st_ino:
             posix_ipc.unlink_shared_memory(paths.object_name(name))
+
+
+def _living(header: dict[str, Any], *, same_layout: bool) -> LivingArena:
+    return LivingArena(
+        readable=True,
+        state="RETIRED" if header["retired"] else header["state"],
+        store_id=header["store_id"],
+        incarnation=header["incarnation"],
+        condemned=header["condemned"],
+        same_layout=same_layout,
+    )
 
 
 def wall_ms() -> int:

@@ -238,7 +238,7 @@ def durable_behind(data: Buffer, *, first_lsn: int, store_id: bytes, incarnation
     """
     seed = record_seed(store_id, incarnation)
     raw = bytes(data)
-    highest = 0
+    highest: int = 0
     at = ALIGNMENT
     while at + HEADER_BYTES <= len(raw):
         lsn = first_lsn + at
@@ -253,11 +253,10 @@ def durable_behind(data: Buffer, *, first_lsn: int, store_id: bytes, incarnation
         if header is None or header.lsn != first_lsn + at:
             at = (at + ALIGNMENT) & ~(ALIGNMENT - 1)
             continue
-        highest = max(highest, header.durable_before)
         found = _core.verify(memoryview(raw)[at:], store_id=store_id, incarnation=incarnation, first_lsn=first_lsn + at)
-        highest = max(highest, found["durable_before"])
+        highest = max(highest, header.durable_before, int(found["durable_before"]))
         at += max(ALIGNMENT, found["consumed_bytes"])
-    return int(highest)
+    return highest
 
 
 # ---- writing (tests and golden files) ----------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def plan_warm(arena: LivingArena, manifest: Manifest | None) -> tuple[str, str]:
             "the directory was restored"
         )
     if not arena.same_layout:
-        return FINISH, "its layout is of another version of shmkv"
+        return FINISH, "another version of shmkv, another C library or another pid namespace made it"
     if arena.state == "RETIRED":
         return FINISH, "it was retired, but not yet drained and removed"
     if arena.condemned:

@@ -5,7 +5,7 @@ Why here: the order of reading, sealing, syncing and serving is the one that mod
 
 Invariants:
   I1  Nothing is served before log, names and manifest that recovery accepted are on disk, the seal among them.
-  I2  A new incarnation is in the manifest, in both slots, before any file of it exists.
+  I2  A new incarnation is in the manifest before any file of it exists.
   I3  A kill anywhere leaves a directory from which the same start gives the same records.
 """
 
@@ -75,7 +75,9 @@ class Started:
 
 
 @dataclass(slots=True)
-class _Replay:
+class Replay:
+    """How far a replay is; end = (incarnation, LSN), cut_in = file number where loss was accepted."""
+
     records: int = 0
     bytes_done: int = 0
     bytes_all: int = 0
@@ -116,7 +118,7 @@ def start_cold(
     )
     _sync_accepted(place.files, directory, plan)
     slots = ManifestSlots(place.files, place.data_dir, read)
-    slots.publish(manifest, both=True)
+    slots.publish(manifest)
     writer = LogWriter(
         directory,
         slots,
@@ -148,12 +150,12 @@ def _replay(
     *,
     accept_loss: bool,
     progress: Callable[[int, int, int], None],
-) -> _Replay:
-    state = _Replay(bytes_all=sum(_size_of(segment) for segment in plan.segments))
+) -> Replay:
+    state = Replay(bytes_all=sum(_size_of(segment) for segment in plan.segments))
     manifest = plan.manifest
     for segment in plan.segments:
         assert manifest is not None
-        ending = _replay_segment(place.files, segment, manifest.store_id, apply, state, progress)
+        ending = replay_segment(place.files, segment, manifest.store_id, apply, state, progress)
         state.end = (segment.incarnation, ending.lsn)
         problem = judge(segment, ending, max(manifest.watermark, state.durable_before))
         if problem and not accept_loss:
@@ -171,14 +173,15 @@ def _size_of(segment: Segment) -> int:
     return max(0, end_lsn - segment.start_lsn)
 
 
-def _replay_segment(
+def replay_segment(
     files: Files,
     segment: Segment,
     store_id: bytes,
     apply: Apply,
-    state: _Replay,
-    progress: Callable[[int, int, int], None],
+    state: Replay,
+    progress: Callable[[int, int, int], None] = lambda *_: None,
 ) -> Ending:
+    """Check (and, with an arena's apply, apply) the records of one segment, chunk by chunk; where it ends."""
     data = files.map(segment.file.path)[segment.offset :][: _size_of(segment)]
     at, window = 0, CHUNK_BYTES
     stopped = ""
@@ -232,7 +235,7 @@ def _sync_file(files: Files, path: str) -> None:
         files.close(fd)
 
 
-def _cut_warning(replay: _Replay) -> list[str]:
+def _cut_warning(replay: Replay) -> list[str]:
     if replay.cut_in is not None:
         return [f"loss accepted: the log was cut at LSN {replay.cut_lsn} in {file_name(replay.cut_in)}"]
     if replay.cut_lsn is not None:
@@ -297,7 +300,7 @@ def _check_reaches(files: Files, last: list[LogFile], manifest: Manifest, head_l
         assert header is not None
         end_lsn = head_lsn if following is None else min(head_lsn, following.first_lsn)
         segment = Segment(file, header.first_lsn, max(header.first_lsn, end_lsn), header.incarnation)
-        ending = _replay_segment(files, segment, manifest.store_id, verify, _Replay(), lambda *_: None)
+        ending = replay_segment(files, segment, manifest.store_id, verify, Replay())
         reached = max(reached, ending.lsn)
         if ending.lsn != segment.end_lsn:
             raise _unfit(

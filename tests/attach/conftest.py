@@ -19,6 +19,7 @@ class HandMade:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.removed = False
         self.memory = posix_ipc.SharedMemory(paths.object_name(name), posix_ipc.O_CREX, size=SIZE_BYTES, mode=0o600)
 
     def format(self, *, incarnation: int = 1, store_id: bytes = b"hand made store!") -> None:
@@ -44,6 +45,10 @@ class HandMade:
         arena.close()
 
     def remove(self) -> None:
+        """Once: the name may be another's by now."""
+        if self.removed:
+            return
+        self.removed = True
         self.memory.close_fd()
         try:
             posix_ipc.unlink_shared_memory(paths.object_name(self.name))

@@ -74,6 +74,64 @@ def test_the_first_call_after_a_restart_may_be_any(use: Any, hand_made: Any, pla
         assert db.incarnation == 2
 
 
+def test_popitem_goes_on_after_a_restart(hand_made: Any, places: Any) -> None:
+    name = places.name()
+    old = hand_made(name)
+    old.format()
+    old.say("READY")
+    with shmkv.attach(name) as db:
+        db.update({str(number): b"x" * 100 for number in range(3000)})
+        for _ in range(2000):
+            db.popitem()
+        restart_as(name, old, hand_made)
+        with shmkv.attach(name) as other:
+            other["a"] = 1
+        assert db.popitem() == ("a", 1)
+        assert db.incarnation == 2
+
+
+def test_many_threads_meet_every_restart_and_none_is_left_waiting(hand_made: Any, places: Any) -> None:
+    name = places.name()
+    arena = hand_made(name)
+    arena.format()
+    arena.say("READY")
+    done = threading.Event()
+    errors: list[BaseException] = []
+    with shmkv.attach(name, timeout=5) as db:
+
+        def work() -> None:
+            try:
+                while not done.is_set():
+                    begun = time.monotonic()
+                    db.incr("n")
+                    assert time.monotonic() - begun < 3
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for incarnation in range(2, 12):
+            arena = restart_as(name, arena, hand_made, incarnation)
+            time.sleep(0.03)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert db.incr("n") > 1
+        assert db.incarnation == 11
+
+
+def restart_as(name: str, old: Any, hand_made: Any, incarnation: int = 2) -> Any:
+    """End the arena and make the next one under its name."""
+    old.retire()
+    old.remove()
+    new = hand_made(name)
+    new.format(incarnation=incarnation)
+    new.say("READY")
+    return new
+
+
 def test_a_call_waits_for_the_successor_without_stopping_other_threads(hand_made: Any, places: Any) -> None:
     name = places.name()
     old = hand_made(name)

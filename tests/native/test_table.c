@@ -129,6 +129,35 @@ static void no_more_overflow_buckets_is_full_and_nothing_else(Random *random) {
     world_free(&world);
 }
 
+/* Entries of the smallest class fill the last page: the last of them ends where the mapping ends. */
+static void the_last_block_before_the_end_is_as_good_as_any(Random *random) {
+    (void)random;
+    World world;
+    world_make(&world, &(WorldOptions){.size_bytes = 6 * MIB});
+    world.arena.control->small_cursor = world.arena.control->page_limit - 1;
+    char text[16];
+    uint64_t last = 0;
+    for (uint32_t n = 0, in_page = 0; in_page < 128; n++) {
+        snprintf(text, sizeof text, "%u", n);
+        Key key = key_of(&world.arena, text);
+        if (key.hash >> world.arena.stripe_shift != 3) {
+            continue;
+        }
+        in_page++;
+        uint8_t byte;
+        Value value = {.data = &byte, .capacity = 1};
+        CHECK_EQUAL(do_set(&world.call, &key, TYPE_NONE, "", 0, NULL), ST_OK);
+        CHECK_EQUAL(store_get(&world.call, &key, &value), ST_OK);
+        Found found;
+        CHECK_EQUAL(table_find(&world.arena, &key, &found), ST_OK);
+        CHECK(found.entry != NULL);
+        last = arena_offset(&world.arena, found.entry);
+    }
+    CHECK_EQUAL(last, world.bytes - 32);
+    audit_clean(&world.call);
+    world_free(&world);
+}
+
 static Status refuse_third(void *context, Stripe *stripe, Bucket *bucket, uint64_t *place, Entry *entry) {
     (void)stripe, (void)bucket, (void)place, (void)entry;
     return ++*(int *)context == 3 ? ST_CONDITION : ST_OK;
@@ -156,5 +185,6 @@ const Test table_tests[] = {
     {"one_key_in_each_namespace_is_64_keys", one_key_in_each_namespace_is_64_keys},
     {"chains_of_overflow_buckets_hold_and_find_everything", chains_of_overflow_buckets_hold_and_find_everything},
     {"no_more_overflow_buckets_is_full_and_nothing_else", no_more_overflow_buckets_is_full_and_nothing_else},
+    {"the_last_block_before_the_end_is_as_good_as_any", the_last_block_before_the_end_is_as_good_as_any},
     {"a_walk_visits_all_and_stops_when_told", a_walk_visits_all_and_stops_when_told},
     {0}};

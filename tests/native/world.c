@@ -344,6 +344,11 @@ void log_collect(Log *log, Arena *arena, bool publish) {
     }
 }
 
+void world_log_at(World *world, uint64_t lsn) {
+    Control *control = world->arena.control;
+    control->ring_tail = control->ring_head = control->durable_lsn = control->written_lsn = lsn;
+}
+
 void world_replayed(World *copy, const World *of, const Log *log) {
     world_make(copy, &of->options);
     ReplayResult result;
@@ -351,9 +356,7 @@ void world_replayed(World *copy, const World *of, const Log *log) {
     CHECK_SAYING(s == ST_OK && result.stopped == NULL && result.consumed_bytes == log->length,
                  "replay: status %d, stopped: %s, at %llu of %llu bytes", s, result.stopped ? result.stopped : "no",
                  (unsigned long long)result.consumed_bytes, (unsigned long long)log->length);
-    uint64_t next = result.next_lsn;
-    copy->arena.control->ring_tail = copy->arena.control->ring_head = next;
-    copy->arena.control->durable_lsn = copy->arena.control->written_lsn = next;
+    world_log_at(copy, result.next_lsn);
 }
 
 void world_verify(World *world, Log *log) {

@@ -82,6 +82,8 @@ void log_open(Log *log, const Arena *arena);
 void log_free(Log *log);
 /* Copies what was appended since the last time, and, if `publish`, lets the ring go on as a persister does. */
 void log_collect(Log *log, Arena *arena, bool publish);
+/* The log of an arena that was filled by replay goes on at that LSN. */
+void world_log_at(World *world, uint64_t lsn);
 /* A fresh arena with the log applied; fails unless all of the log is valid. */
 void world_replayed(World *copy, const World *of, const Log *log);
 /* audit_clean and: the log makes the same table.  The ring must not have wrapped past what `log` has. */

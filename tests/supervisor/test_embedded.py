@@ -1,4 +1,4 @@
-"""Private stores: they end with their owner, however that ends, and leave nothing, neither outside nor in the process."""
+"""Private stores: they end with their owner, however that ends, and leave nothing, outside and in the process."""
 
 from __future__ import annotations
 

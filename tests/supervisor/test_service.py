@@ -127,7 +127,10 @@ def test_a_killed_supervisor_takes_its_children_along_and_the_next_adopts_the_li
 def test_all_processes_killed_at_once_lose_nothing(places: Places, supervised: Start) -> None:
     name = places.name()
     store = supervised(name)
-    program = f"import os, signal, shmkv\ndb = shmkv.attach({name!r})\nfor n in range(500): db[f'k{{n}}'] = n\nprint('done', flush=True)\nsignal.pause()"
+    program = (
+        f"import signal, shmkv\ndb = shmkv.attach({name!r})\nfor n in range(500): db[f'k{{n}}'] = n\n"
+        f"print('done', flush=True)\nsignal.pause()"
+    )
     writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT)
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"done\n"
@@ -437,6 +440,99 @@ def test_status_is_json_with_the_children_and_the_ring(places: Places, supervise
     assert (found["name"], found["phase"], found["arena"]["state"]) == (name, "SERVING", "READY")
     assert {each["role"] for each in found["children"]} == {"persister", "keeper"}
     assert found["arena"]["ring"]["tail"] >= 2**40
+
+
+def test_of_many_supervisors_that_start_at_once_one_serves(places: Places, supervised: Start) -> None:
+    name = places.name()
+    many = [supervised(name, ready=False) for _ in range(6)]
+    losers = wait_until(lambda: [each for each in many if each.process.poll() is not None][:5], "five losers")
+    wait_until(lambda: sum(each.process.poll() is not None for each in many) == 5, "all five losers")
+    assert {each.end()[0] for each in losers} == {75}
+    (winner,) = [each for each in many if each.process.poll() is None]
+    winner.ready_line()
+    with shmkv.attach(name) as db:
+        db["k"] = 1
+
+
+def test_a_persister_that_finds_damage_ends_the_store_and_leaves_the_memory(places: Places, supervised: Start) -> None:
+    name = places.name()
+    store = supervised(name)
+    with shmkv.attach(name) as db:
+        db["k"] = 1
+        for slot in (0, 1):
+            (places.state / "shmkv" / name / f"manifest.{slot}").write_bytes(b"rubbish")
+        os.kill(child(places, name, "persister")["pid"], signal.SIGKILL)
+        code, lines = store.end()
+        assert code == 65
+        assert "manifest" in lines
+        assert db["k"] == 1
+    assert paths.object_inode(name) is not None
+    os.unlink(paths.object_path(name))
+
+
+def test_the_slot_of_a_killed_client_is_given_back(places: Places, supervised: Start) -> None:
+    import posix_ipc
+
+    from shmkv.segment import _core
+
+    name = places.name()
+    supervised(name)
+    program = (
+        f"import os, signal, shmkv\ndb = shmkv.attach({name!r})\ndb['k'] = 1\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    client = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    client.wait(20)
+    memory = posix_ipc.SharedMemory(paths.object_name(name))
+    arena = _core.Arena(memory.fd, read_only=True)
+    memory.close_fd()
+    wait_until(lambda: client.pid not in {slot["pid"] for slot in arena.slots()}, "the reaping of the slot", 5)
+    arena.close()
+
+
+def test_a_terminal_that_closes_ends_the_store(places: Places) -> None:
+    name = places.name()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "shmkv.supervisor", name, "--memory", "16MiB"])
+    wait_until(lambda: b"is ready" in os.read(terminal, 9999), "the ready line")
+    os.close(terminal)
+    _, end = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(end) == 0
+    assert paths.object_inode(name) is None
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_of_starts_and_stops_lose_nothing(places: Places, supervised: Start) -> None:
+    import random
+
+    seed = random.randrange(10**9)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    name = places.name()
+    expected: dict[str, int] = {}
+    for turn in range(40):
+        store = supervised(name, ready=False)
+        if dice.random() < 0.5:
+            store.ready_line()
+            with shmkv.attach(name) as db:
+                assert dict(db.items()) == expected, (seed, turn)
+                db[f"k{turn}"] = turn
+                expected[f"k{turn}"] = turn
+            if dice.random() < 0.5:
+                store.process.terminate()
+        time.sleep(dice.random() * 0.35)  # the moment of the kill is what varies
+        victims = places.processes(dice.choice(("shmkv.", "shmkv.supervisor t", "persister", "keeper")))
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        store.process.kill()
+        store.end()
+    supervised(name)
+    with shmkv.attach(name) as db:
+        assert dict(db.items()) == expected, seed
 
 
 def test_a_warm_start_is_fast(places: Places, supervised: Start) -> None:

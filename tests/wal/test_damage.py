@@ -16,7 +16,7 @@ from small_log import SmallStore, log_path
 
 from shmkv.errors import CorruptData
 from shmkv.segment import _core
-from shmkv.wal.log import HEADER_BLOCK_BYTES
+from shmkv.wal.log import HEADER_BLOCK_BYTES, BadHeader, unpack_file_header
 from shmkv.wal.manifest import read_manifest
 
 KEYS = [f"key{number}" for number in range(13)]
@@ -73,12 +73,27 @@ def cut(length: int) -> Callable[[bytearray], None]:
     return change
 
 
+def test_every_flip_and_truncation_of_a_header_block_is_noticed(image: MemoryDisk) -> None:
+    block = bytes(image.content(log_path(1))[:HEADER_BLOCK_BYTES])
+    assert unpack_file_header(block).number == 1
+    for offset in range(HEADER_BLOCK_BYTES):
+        broken = bytearray(block)
+        flip(offset)(broken)
+        for bad in (bytes(broken), block[:offset]):
+            with pytest.raises(BadHeader):
+                unpack_file_header(bad)
+
+
+# The header block as a whole is the test above: here only some of its bytes.
+OFFSETS_IN_HEADER = range(0, HEADER_BLOCK_BYTES, 128)
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_every_flipped_byte_of_a_log_file(image: MemoryDisk, number: int) -> None:
     path = log_path(number)
-    results = [check(image, path, flip(offset)) for offset in range(len(image.content(path)))]
-    assert set(results[:HEADER_BLOCK_BYTES]) == {"refused"}
-    assert "refused" in results[HEADER_BLOCK_BYTES:]
+    assert {check(image, path, flip(offset)) for offset in OFFSETS_IN_HEADER} == {"refused"}
+    results = [check(image, path, flip(offset)) for offset in range(HEADER_BLOCK_BYTES, len(image.content(path)))]
+    assert "refused" in results
     # Behind the last record, or the first of the next file, nothing counts.
     assert results[-1] == "all"
     assert ("prefix" in results) == (number == 2), "only the last record may be lost"
@@ -87,10 +102,10 @@ def test_every_flipped_byte_of_a_log_file(image: MemoryDisk, number: int) -> Non
 @pytest.mark.parametrize("number", [1, 2])
 def test_every_truncation_of_a_log_file(image: MemoryDisk, number: int) -> None:
     path = log_path(number)
-    results = [check(image, path, cut(length)) for length in range(len(image.content(path)))]
+    assert {check(image, path, cut(length)) for length in OFFSETS_IN_HEADER} == {"refused"}
+    results = [check(image, path, cut(length)) for length in range(HEADER_BLOCK_BYTES, len(image.content(path)))]
     # The end of the first file is known from the second; the newest file must have the size that it was made with.
     assert set(results) == ({"refused", "all"} if number == 1 else {"refused"})
-    assert set(results[:HEADER_BLOCK_BYTES]) == {"refused"}
 
 
 @pytest.mark.parametrize("path", MANIFESTS)
@@ -222,6 +237,7 @@ def test_a_torn_tail_is_cut_sealed_and_reported(image: MemoryDisk) -> None:
     assert store.recovered == KEYS[:-1]
     assert store.started.cut_lsn is not None
     assert any("torn" in warning for warning in store.started.warnings)
+    assert store.manifest.seals == ((1, store.started.cut_lsn),)
     store.append("later")
     store.sync()
     last[: len(torn)] = torn

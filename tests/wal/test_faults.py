@@ -179,7 +179,7 @@ def test_level_none_fails_when_a_sync_loses_what_the_ring_gave_up() -> None:
     life.rig.close()
 
 
-@pytest.mark.parametrize("operation", (*ALL, "read", "map"))
+@pytest.mark.parametrize("operation", [*ALL, "read", "map"])
 def test_an_error_during_a_cold_start_leaves_the_same_start(operation: str) -> None:
     disk = MemoryDisk()
     store = SmallStore(disk)
@@ -206,7 +206,7 @@ def test_an_error_during_a_cold_start_leaves_the_same_start(operation: str) -> N
         nth += 1
 
 
-@pytest.mark.parametrize("operation", (*ALL, "read", "map"))
+@pytest.mark.parametrize("operation", [*ALL, "read", "map"])
 def test_an_error_during_a_warm_start_leaves_the_same_start(operation: str) -> None:
     nth = 0
     while True:

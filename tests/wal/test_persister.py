@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -237,6 +238,8 @@ def test_the_arena_from_before_a_restore_is_discarded(store: RealStore) -> None:
     store.persister.kill()
     shutil.rmtree(store.data_dir)
     shutil.copytree(backup, store.data_dir)
+    discarded = _core.read_header(store.fd)
+    assert discarded["incarnation"] == 2
     ended = store.start(created=False).wait_for("ended")
     assert "restored" in ended["reason"]
     assert store.persister.end() == 0
@@ -245,9 +248,25 @@ def test_the_arena_from_before_a_restore_is_discarded(store: RealStore) -> None:
     store.create()
     store.serve(created=True)
     assert store.contents() == {"a": 1}
+    header = _core.read_header(store.fd)
+    assert header["incarnation"] == 3, "the one of the discarded arena is used"
+    assert header["first_lsn"] >= discarded["tail"] + (1 << 40)
 
 
-@pytest.mark.parametrize("how", ["retired", "condemned"])
+def pretend_other_layout(fd: int) -> None:
+    """Another layout version in both copies of the header, with the right checksum."""
+    memory = mmap.mmap(fd, 0)
+    for copy in (0, 4096):
+        header = memory[copy : copy + 4096]
+        crc_at = next(
+            at for at in range(8, 4096, 4) if _core.crc32c(header[:at]) == int.from_bytes(header[at : at + 4], "little")
+        )
+        header = header[:8] + (99).to_bytes(4, "little") + header[12:crc_at]
+        memory[copy : copy + crc_at + 4] = header + _core.crc32c(header).to_bytes(4, "little")
+    memory.close()
+
+
+@pytest.mark.parametrize("how", ["retired", "condemned", "version"])
 def test_an_arena_that_must_end_is_drained_and_removed(store: RealStore, how: str) -> None:
     store.create()
     store.serve(created=True, durability="interval", sync_interval_s=100)
@@ -259,8 +278,10 @@ def test_an_arena_that_must_end_is_drained_and_removed(store: RealStore, how: st
     with contextlib.closing(_core.Arena(store.fd)) as arena:
         if how == "retired":
             arena.retire()
-        else:
+        elif how == "condemned":
             arena.set_state(condemned=True)
+        else:
+            pretend_other_layout(store.fd)
     ended = store.start(created=False).wait_for("ended")
     assert how in ended["reason"]
     assert store.persister.end() == 0
@@ -269,6 +290,18 @@ def test_an_arena_that_must_end_is_drained_and_removed(store: RealStore, how: st
     store.create()
     store.serve(created=True)
     assert store.contents() == {f"key{number}": number for number in range(100)}
+
+
+def test_a_name_that_leads_to_another_arena_by_now_is_left_alone(store: RealStore) -> None:
+    store.create()
+    store.serve(created=True)
+    first = store.persister
+    store.forget_arena()
+    store.create()
+    assert first is not None
+    first.order("retire")
+    assert first.end() == 0
+    assert store.exists()
 
 
 def test_an_arena_that_never_served_is_discarded(store: RealStore) -> None:

@@ -16,7 +16,6 @@ from time import perf_counter_ns
 
 import shmkv
 from benchmarks.data import fresh_keys, fresh_values, key, uniform
-from benchmarks.memory_rows import load
 from benchmarks.rounds import call_each_pair, compare
 from benchmarks.row import Row
 from harness.service import Service
@@ -68,8 +67,8 @@ def restarts(directory: str, keys: int, memory: str, rounds: int, kinds: set[str
     ):
         for service in (full, empty):
             service.start()
-        with shmkv.attach(full.name) as db:
-            load(db, keys)
+        with shmkv.attach(full.name, log_timeout=60.0) as db:
+            _load_singly(db, keys)
             db.sync(timeout=60.0)
         if "warm" in kinds or "warm_size" in kinds:
             rows += _warm(full, empty, keys, memory, rounds)
@@ -78,6 +77,14 @@ def restarts(directory: str, keys: int, memory: str, rounds: int, kinds: set[str
         for service in (full, empty):
             service.stop()
     return [row for row in rows if row.name in kinds]
+
+
+def _load_singly(db: shmkv.Store, keys: int) -> None:
+    """One record for each key: a batch would put ten keys into one."""
+    numbers = list(range(keys))
+    random.Random(1).shuffle(numbers)
+    for name, value in zip(fresh_keys(numbers), fresh_values(keys, 1), strict=True):
+        db.set(name, value)
 
 
 def _restart(service: Service, keys: int, *, cold: bool) -> tuple[float, float]:

@@ -30,6 +30,8 @@ from shmkv import paths
 from shmkv.segment import _core
 
 ROLES = {"shmkv.wal.persister": "persister", "shmkv.supervisor.keeper": "keeper", "shmkv.supervisor": "supervisor"}
+# The temp dir is often memory, and a log belongs on a disk.
+DISK_DIR = os.environ.get("TMPDIR") or "/var/tmp"
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 90.0
 
@@ -56,9 +58,9 @@ class Service:
     """A store that can be started, killed in parts or as a whole, started again, and removed."""
 
     def __init__(self, name: str, *, parent_dir: str | None = None, **options: Any) -> None:
-        """`parent_dir`: where its directory is made, default the temp dir. `options`: settings, as of the command."""
+        """`parent_dir`: where its directory is made, default DISK_DIR. `options`: settings, as of the command."""
         self.name = name
-        self.directory = tempfile.mkdtemp(prefix=f"shmkv-{name}-", dir=parent_dir)
+        self.directory = tempfile.mkdtemp(prefix=f"shmkv-{name}-", dir=parent_dir or DISK_DIR)
         self.data_dir = f"{self.directory}/data"
         self._mark = f"SHMKV_TEST_RUN={os.path.basename(self.directory)}"
         self._options = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]

@@ -84,12 +84,19 @@ ALWAYS_INLINE uint64_t arena_bucket_index(const Arena *arena, uint64_t hash) {
     uint64_t in_stripe = ((hash >> 16 & 0xffffffffULL) * arena->buckets_per_stripe) >> 32;
     return (hash >> arena->stripe_shift) * arena->buckets_per_stripe + in_stripe;
 }
-/* NULL if a cache line at offset (a bucket, the head of an entry) would not lie inside the pages. */
+/* NULL if an entry header at offset would not lie inside the pages.  (The smallest block is shorter than a cache line.) */
 ALWAYS_INLINE uint8_t *arena_at(const Arena *arena, uint64_t offset) {
-    if (UNLIKELY(offset < arena->pages_offset || offset > arena->mapped_bytes - CACHE_LINE || (offset & 7) != 0)) {
+    if (UNLIKELY(offset < arena->pages_offset || offset > arena->mapped_bytes - sizeof(Entry) || (offset & 7) != 0)) {
         return NULL;
     }
     return arena->base + offset;
+}
+/* NULL if an overflow bucket at offset would not lie inside the pages. */
+ALWAYS_INLINE Bucket *arena_bucket_at(const Arena *arena, uint64_t offset) {
+    if (UNLIKELY(offset < arena->pages_offset || offset > arena->mapped_bytes - sizeof(Bucket) || offset % sizeof(Bucket) != 0)) {
+        return NULL;
+    }
+    return (Bucket *)(arena->base + offset);
 }
 
 #endif

@@ -27,10 +27,10 @@ static void report(Audit *audit, const char *what, uint64_t offset, uint64_t fou
     audit->count++;
 }
 
-static void check_duplicates(Audit *audit, const Entry *entry, uint64_t hash) {
+static void check_duplicates(Audit *audit, const uint64_t *place, const Entry *entry, uint64_t hash) {
     Key key = {.data = entry_key(entry), .length = entry->key_length, .namespace_id = entry->namespace_id, .hash = hash};
     Found found;
-    if (table_find(audit->arena, &key, &found) != ST_OK || found.entry != entry) {
+    if (table_find(audit->arena, &key, &found) != ST_OK || found.place != place) {
         report(audit, "a key is twice in its bucket, or not found by a look-up", arena_offset(audit->arena, entry),
                found.entry == NULL ? 0 : arena_offset(audit->arena, found.entry), arena_offset(audit->arena, entry));
     }
@@ -63,7 +63,7 @@ static Status audit_place(void *context, Stripe *stripe, Bucket *bucket, uint64_
         if (crc != entry->body_crc) {
             report(audit, "an entry's checksum is wrong", offset, entry->body_crc, crc);
         }
-        check_duplicates(audit, entry, hash);
+        check_duplicates(audit, place, entry, hash);
     }
     audit->live[entry->namespace_id] += !entry_cleared(stripe, entry->version, entry->namespace_id);
     return ST_OK;

@@ -33,7 +33,7 @@ static uint64_t *place_of(const Arena *arena, const Entry *entry) {
             }
         }
         uint64_t next = load_relaxed(&bucket->next);
-        bucket = next == 0 ? NULL : (Bucket *)arena_at(arena, next);
+        bucket = next == 0 ? NULL : arena_bucket_at(arena, next);
     }
     return NULL;
 }
@@ -89,6 +89,44 @@ static bool evacuate(Call *call, uint32_t index, uint64_t page, bool from_pool) 
     return true;
 }
 
+/* ---- dead entries ----------------------------------------------------------------------------------------------- */
+static Status sweep_place(void *context, Stripe *stripe, Bucket *bucket, uint64_t *place, Entry *entry) {
+    Call *call = context;
+    (void)bucket;
+    if (!entry_cleared(stripe, entry->version, entry->namespace_id)) {
+        return ST_OK;
+    }
+    uint64_t offset = PLACE_OFFSET(load_relaxed(place));
+    stripe_go_odd(stripe);
+    KILL_POINT(sweep_odd);
+    store_relaxed(place, 0);
+    stripe->entries--;
+    KILL_POINT(sweep_unlinked);
+    stripe_go_even(stripe);
+    KILL_POINT(sweep_even);
+    heap_return(call->arena, (uint32_t)(stripe - call->arena->stripes), offset);
+    return ST_OK;
+}
+
+/* Lock held, owner word set. */
+static Status sweep_locked(Call *call, uint32_t index) {
+    Stripe *stripe = &call->arena->stripes[index];
+    uint64_t live = 0;
+    for (uint32_t i = 0; i < NAMESPACE_COUNT; i++) {
+        live += load_relaxed(&stripe->count[i]);
+    }
+    return live == stripe->entries ? ST_OK : table_walk(call->arena, index, call, sweep_place, NULL);
+}
+
+Status store_sweep(Call *call, uint32_t index) {
+    Status s = begin(call, index);
+    if (s == ST_OK) {
+        s = sweep_locked(call, index);
+        end(call, index);
+    }
+    return s;
+}
+
 Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
     *pages = 0;
     Status s = begin(call, stripe);
@@ -96,7 +134,9 @@ Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
         return s;
     }
     uint64_t before = call->arena->stripes[stripe].pages;
-    for (uint32_t i = 0; i < SLABS_PER_CALL; i++) {
+    /* What was cleared is room, too, and cheaper to have than a move. */
+    s = sweep_locked(call, stripe);
+    for (uint32_t i = 0; i < SLABS_PER_CALL && s == ST_OK; i++) {
         int64_t slab = heap_sparse_slab(call->arena, stripe);
         if (slab < 0 || !evacuate(call, stripe, (uint64_t)slab, false)) {
             break;
@@ -105,7 +145,7 @@ Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
     uint64_t after = call->arena->stripes[stripe].pages;
     *pages = before > after ? before - after : 0;
     end(call, stripe);
-    return ST_OK;
+    return s;
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------------ */
@@ -136,6 +176,7 @@ static uint64_t window_obstacle(const Arena *arena, const Window *window, uint64
 /* Used pages of the window at page; UINT64_MAX if it can't be emptied, and *next = where the next one may begin. */
 static uint64_t window_cost(const Arena *arena, const Window *window, uint64_t page, uint64_t *next) {
     uint64_t used = 0;
+    *next = 0;
     for (uint64_t i = window->pages; i-- > 0;) {
         *next = window_obstacle(arena, window, page + i);
         if (*next != 0) {
@@ -256,43 +297,4 @@ bool compact_make_room(Call *call, uint64_t block_bytes) {
         gained += compact_some(call);
     }
     return gained > 0;
-}
-
-/* ---- dead entries ----------------------------------------------------------------------------------------------- */
-static Status sweep_place(void *context, Stripe *stripe, Bucket *bucket, uint64_t *place, Entry *entry) {
-    Call *call = context;
-    (void)bucket;
-    if (!entry_cleared(stripe, entry->version, entry->namespace_id)) {
-        return ST_OK;
-    }
-    uint64_t offset = PLACE_OFFSET(load_relaxed(place));
-    stripe_go_odd(stripe);
-    KILL_POINT(sweep_odd);
-    store_relaxed(place, 0);
-    stripe->entries--;
-    KILL_POINT(sweep_unlinked);
-    stripe_go_even(stripe);
-    KILL_POINT(sweep_even);
-    heap_return(call->arena, (uint32_t)(stripe - call->arena->stripes), offset);
-    return ST_OK;
-}
-
-Status store_sweep(Call *call, uint32_t index) {
-    Stripe *stripe = &call->arena->stripes[index];
-    Status s = stripe_lock(call, index);
-    if (s != ST_OK) {
-        return s;
-    }
-    uint64_t live = 0;
-    for (uint32_t i = 0; i < NAMESPACE_COUNT; i++) {
-        live += load_relaxed(&stripe->count[i]);
-    }
-    if (live == stripe->entries) {
-        stripe_unlock(call, index);
-        return ST_OK;
-    }
-    store_release(&stripe->owner, (uint64_t)call->slot + 1);
-    s = table_walk(call->arena, index, call, sweep_place, NULL);
-    end(call, index);
-    return s;
 }

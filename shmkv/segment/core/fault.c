@@ -13,6 +13,7 @@
 static int armed_point = -1;
 static long armed_hit;
 static long hits[FAULT_COUNT];
+static int signal_to_send = SIGKILL;
 
 static const char *const names[FAULT_COUNT] = {
 #define FAULT_NAME(name) #name,
@@ -26,14 +27,16 @@ void fault_arm(int point, long hit) {
     memset(hits, 0, sizeof hits);
 }
 
+void fault_signal(int signal) { signal_to_send = signal; }
+
 long fault_hits(int point) { return hits[point]; }
 const char *fault_name(int point) { return names[point]; }
 
 void fault_hit(int point) {
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     if (++hits[point] == armed_hit && point == armed_point) {
-        kill(getpid(), SIGKILL);
-        for (;;) {
+        kill(getpid(), signal_to_send);
+        while (signal_to_send == SIGKILL) {
             pause();
         }
     }

@@ -192,6 +192,8 @@ ALWAYS_INLINE void op_end(Op *op) {
 Status op_finish(Op *op, Status s, Operation run, void *arguments);
 /* Runs it without the GIL from the start, then as op_finish. */
 Status op_run_released(Op *op, Operation run, void *arguments);
+/* For what reads no sequence (counts, numbers): attaches anew if the arena has ended; false with an exception set. */
+bool op_still_there(Op *op);
 /* Waits without the GIL until durable_lsn >= lsn: ST_OK, ST_BUSY (until_ns came), ST_LOG_REFUSED, ST_RAISED. */
 Status op_wait_durable(Op *op, uint64_t lsn, uint64_t until_ns);
 bool op_written_slowly(Op *op);

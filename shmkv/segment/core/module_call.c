@@ -178,6 +178,13 @@ Status op_run_released(Op *op, Operation run, void *arguments) {
     return op_finish(op, s, run, arguments);
 }
 
+static Status run_still_there(Call *call, void *unused) {
+    (void)unused;
+    return arena_retired(call->arena) ? ST_RETIRED : ST_OK;
+}
+
+bool op_still_there(Op *op) { return op_finish(op, run_still_there(&op->call, NULL), run_still_there, NULL) == ST_OK; }
+
 /* ---- durability ---------------------------------------------------------------------------------------- */
 static Status wait_slice(Arena *arena, uint64_t lsn, uint64_t until_ns) {
     if (arena->writable) {

@@ -122,9 +122,11 @@ static void raise_broken(Op *op, Status s) {
 }
 
 void raise_status(Op *op, Status s, PyObject *key) {
+    if (s == ST_RAISED) {
+        return;      /* perhaps by op_begin: then op holds nothing to look at */
+    }
     ModuleState *state = op->handle->state;
     switch (s) {
-    case ST_RAISED: break;
     case ST_NOT_FOUND: PyErr_SetObject(error_class(state, ERROR_KEY_NOT_FOUND), key); break;
     case ST_FULL: raise_no_memory(op); break;
     case ST_VALUE_TOO_LARGE:

@@ -129,9 +129,12 @@ Py_ssize_t store_length(StoreObject *self) {
     if (!op_begin(&op, &self->handle)) {
         return -1;
     }
-    uint64_t count = store_count(op.call.arena, self->handle.namespace_id);
+    Py_ssize_t length = -1;
+    if (op_still_there(&op)) {
+        length = (Py_ssize_t)min_u64(store_count(op.call.arena, self->handle.namespace_id), PY_SSIZE_T_MAX);
+    }
     op_end(&op);
-    return (Py_ssize_t)min_u64(count, PY_SSIZE_T_MAX);
+    return length;
 }
 
 PyObject *store_entry_method(StoreObject *self, PyObject *key_object) {

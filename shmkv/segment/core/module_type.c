@@ -181,7 +181,7 @@ static PyObject *store_stats(StoreObject *self, PyObject *unused) {
     if (!op_begin(&op, &self->handle)) {
         return NULL;
     }
-    PyObject *result = stats_dict(op.call.arena);
+    PyObject *result = op_still_there(&op) ? stats_dict(op.call.arena) : NULL;
     op_end(&op);
     return result;
 }

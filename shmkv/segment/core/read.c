@@ -92,7 +92,7 @@ ALWAYS_INLINE Status look_up(const Arena *arena, const Stripe *stripe, const Key
         if (LIKELY(next == 0)) {
             return ST_NOT_FOUND;
         }
-        bucket = (const Bucket *)arena_at(arena, next);
+        bucket = arena_bucket_at(arena, next);
         if (UNLIKELY(bucket == NULL)) {
             return ST_BUSY;
         }
@@ -256,8 +256,8 @@ static void prefetch_entries(const Arena *arena, const Key *key) {
         }
     }
     uint64_t next = load_relaxed(&bucket->next);
-    if (next != 0 && arena_at(arena, next) != NULL) {
-        __builtin_prefetch(arena_at(arena, next));
+    if (next != 0 && arena_bucket_at(arena, next) != NULL) {
+        __builtin_prefetch(arena_bucket_at(arena, next));
     }
 }
 

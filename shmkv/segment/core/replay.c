@@ -34,11 +34,7 @@ typedef struct Replay {
 } Replay;
 
 /* ---- applying ---------------------------------------------------------------------------------------------------- */
-static Status link_new(Arena *arena, const Change *change, Found *found, uint32_t stripe, uint64_t linked) {
-    if (found->place != NULL) {
-        store_relaxed(found->place, linked);
-        return ST_OK;
-    }
+static Status link_new(Arena *arena, Found *found, uint32_t stripe, uint64_t linked) {
     if (found->free_place != NULL) {
         store_relaxed(found->free_place, linked);
         return ST_OK;
@@ -47,7 +43,6 @@ static Status link_new(Arena *arena, const Change *change, Found *found, uint32_
     if (overflow == 0) {
         return ST_FULL;
     }
-    (void)change;
     store_relaxed(&((Bucket *)(arena->base + overflow))->place[0], linked);
     store_relaxed(&found->last->next, overflow);
     return ST_OK;
@@ -60,7 +55,22 @@ static void count_change(Stripe *stripe, const Change *change, const Found *foun
     stripe->entries += (uint64_t)is - (uint64_t)(found->entry != NULL);
 }
 
+static void unlink_old(Arena *arena, const Change *change, Found *found, uint32_t stripe) {
+    uint64_t old = arena_offset(arena, found->entry);
+    store_relaxed(found->place, 0);
+    count_change(&arena->stripes[stripe], change, found, false);
+    heap_return(arena, stripe, old);
+    found->free_place = found->place;
+    found->place = NULL;
+    found->entry = NULL;
+}
+
+/* The old entry goes first, since nobody looks and a kill throws all of it away: a full store takes no more room here than
+ * it took when it ran. */
 static Status apply_put(Arena *arena, const Change *change, Found *found, uint32_t stripe) {
+    if (found->entry != NULL) {
+        unlink_old(arena, change, found, stripe);
+    }
     uint64_t size = change->length + ENTRY_BODY;
     uint64_t offset = heap_take(arena, stripe, size, true);
     if (offset == 0) {
@@ -70,17 +80,12 @@ static Status apply_put(Arena *arena, const Change *change, Found *found, uint32
     entry->version = change->lsn;
     entry->body_crc = change->crc;
     memcpy((uint8_t *)entry + ENTRY_BODY, change->body, change->length);
-    Stripe *s = &arena->stripes[stripe];
-    uint64_t old = found->entry == NULL ? 0 : arena_offset(arena, found->entry);
-    Status status = link_new(arena, change, found, stripe, PLACE(hash_tag(change->key.hash), offset));
+    Status status = link_new(arena, found, stripe, PLACE(hash_tag(change->key.hash), offset));
     if (status != ST_OK) {
         heap_return(arena, stripe, offset);
         return status;
     }
-    count_change(s, change, found, true);
-    if (old != 0) {
-        heap_return(arena, stripe, old);
-    }
+    count_change(&arena->stripes[stripe], change, found, true);
     return ST_OK;
 }
 
@@ -104,10 +109,7 @@ static Status apply(Replay *replay, const Change *change) {
         return status;
     }
     replay->result->applied++;
-    uint64_t old = arena_offset(arena, found.entry);
-    store_relaxed(found.place, 0);
-    count_change(s, change, &found, false);
-    heap_return(arena, stripe, old);
+    unlink_old(arena, change, &found, stripe);
     return ST_OK;
 }
 

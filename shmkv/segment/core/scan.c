@@ -65,7 +65,7 @@ static bool emit_chain(Call *call, const Stripe *stripe, const Bucket *bucket, O
         if (next == 0) {
             return true;
         }
-        bucket = (const Bucket *)arena_at(call->arena, next);
+        bucket = arena_bucket_at(call->arena, next);
         if (bucket == NULL) {
             return false;
         }

@@ -57,7 +57,7 @@ Status table_find(const Arena *arena, const Key *key, Found *found) {
         if (next == 0) {
             return ST_OK;
         }
-        bucket = (Bucket *)arena_at(arena, next);
+        bucket = arena_bucket_at(arena, next);
         if (UNLIKELY(bucket == NULL)) {
             return ST_CORRUPT;
         }
@@ -97,7 +97,7 @@ Status table_walk(Arena *arena, uint32_t stripe_index, void *context, PlaceVisit
                 }
                 break;
             }
-            bucket = (Bucket *)arena_at(arena, next);
+            bucket = arena_bucket_at(arena, next);
             if (bucket == NULL || hops >= CHAIN_LIMIT) {
                 return ST_CORRUPT;
             }
