@@ -14,19 +14,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-import shmkv
 from benchmarks.disk_rows import durable_one, restarts
 from benchmarks.memory_rows import MemoryRows
 from benchmarks.process_rows import durable_scaling, read_scaling
 from benchmarks.row import Row
 from harness import machine
 from harness.service import DISK_DIR, Service, ended_by_signal
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-MEMORY_ROWS = ("get_hot", "get_uniform", "set", "setitem", "get_many", "read_scaling", "bytes")
+import shmkv
+
+MEMORY_ROWS = ("get_hot", "get_hot_scattered", "get_uniform", "set", "setitem", "get_many", "read_scaling", "bytes")
 DURABLE_ROWS = ("durable_1", "durable_16")
 RESTART_ROWS = ("warm", "warm_size", "cold")
 ALL_ROWS = MEMORY_ROWS + DURABLE_ROWS + RESTART_ROWS
@@ -60,9 +60,12 @@ def memory_rows(names: set[str], size: Size, directory: str, seed: int, say: Cal
             makers: dict[str, Callable[[], Row]] = {
                 "bytes": loaded.bytes_per_item,
                 "get_hot": loaded.get_hot,
+                "get_hot_scattered": loaded.get_hot_scattered,
                 "get_uniform": loaded.get_uniform,
                 "get_many": loaded.get_many,
-                "read_scaling": lambda: read_scaling(service.name, size.keys, max(3, size.rounds // 2), size.seconds, seed),
+                "read_scaling": lambda: read_scaling(
+                    service.name, size.keys, max(3, size.rounds // 2), size.seconds, seed
+                ),
                 "set": loaded.set_call,
                 "setitem": loaded.set_item,
             }
@@ -133,8 +136,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Options of the command."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--seed", type=int, default=20, help="repeats the choices of a run (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the keys and fewer rounds: shows that it works, measures little")
-    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ALL_ROWS), help=f"some of {','.join(ALL_ROWS)}")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tenth of the keys and fewer rounds: shows that it works, measures little",
+    )
+    parser.add_argument(
+        "--rows", type=lambda text: text.split(","), default=list(ALL_ROWS), help=f"some of {','.join(ALL_ROWS)}"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("--directory", default=DISK_DIR, help="where the logs go: a disk (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a row misses its limit")
@@ -154,8 +163,13 @@ def main(argv: list[str]) -> int:
     began_s = time.monotonic()
     rows = measure(options, lambda text: console.print(f"  {text}", highlight=False))
     took_s = time.monotonic() - began_s
-    about = f"{facts['processor']}, {facts['cores']} cores, Linux {facts['kernel']}, {facts['python']}, {facts['file_system']}"
-    console.print(table_of(rows, f"shmkv bench: {about}; commit {facts['commit']}, seed {options.seed}, {took_s:.0f} s"))
+    about = ", ".join(facts[name] for name in ("processor", "kernel", "python", "file_system"))
+    console.print(
+        table_of(
+            rows,
+            f"shmkv bench: {facts['cores']} x {about}; commit {facts['commit']}, seed {options.seed}, {took_s:.0f} s",
+        )
+    )
     if options.json:
         save(options.json, rows, options, facts, took_s)
     missed = [row.name for row in rows if not row.good]

@@ -1,9 +1,9 @@
 """make chaos: random SIGKILLs at full speed; not a write may be lost, not a value torn, no survivor may hang.
 
-Workers (mixed calls on keys of their own, shared counters, values that carry a checksum) are killed and replaced all the
-time, now and then persister, keeper or supervisor, and every few seconds everything at once, which is then adopted again
-and checked exactly. What must be in the store is kept outside of it, in one mapped journal for each worker. Exit code 1
-if a single check failed. Leaves nothing behind.
+Workers (mixed calls on keys of their own, shared counters, values that carry a checksum) are killed and replaced all
+the time, now and then persister, keeper or supervisor, and every few seconds everything at once, which is then adopted
+again and checked exactly. What must be in the store is kept outside of it, in one mapped journal for each worker. Exit
+code 1 if a single check failed. Leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.table import Table
-
-import shmkv
 from harness.chaos_journal import SHARED_KEYS, Journal, Word
 from harness.chaos_worker import complain, settle, state_in_store, work
 from harness.processes import Parent, Process, fork
 from harness.service import Service, ServiceFailed, ended_by_signal
+from rich.console import Console
+from rich.table import Table
+
+import shmkv
 
 CALM_S = 2.0
 # How often each is killed; a worker is the rule.
@@ -168,7 +168,9 @@ class Chaos:
                 keys += counter != 0
                 if not acknowledged <= counter <= acknowledged + unknown:
                     totals.counters_wrong += 1
-                    self._say(f"shared counter {number} is {counter}, acknowledged {acknowledged}, open {unknown} ({when})")
+                    self._say(
+                        f"shared counter {number} is {counter}, acknowledged {acknowledged}, open {unknown} ({when})"
+                    )
             if len(db) != keys:
                 totals.lengths_wrong += 1
                 self._say(f"the store holds {len(db)} keys, the journals say {keys} ({when})")
@@ -243,11 +245,17 @@ def quantile(values: list[float], share: float) -> float:
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Options of the command."""
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="repeats the choices of a run")
+    parser.add_argument(
+        "--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="repeats the choices of a run"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to kill (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--kill-every-ms", type=float, default=25.0, help="mean pause between two kills (default: %(default)s)")
-    parser.add_argument("--every", type=float, default=8.0, help="seconds between two kills of everything (default: %(default)s)")
+    parser.add_argument(
+        "--kill-every-ms", type=float, default=25.0, help="mean pause between two kills (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--every", type=float, default=8.0, help="seconds between two kills of everything (default: %(default)s)"
+    )
     parser.add_argument("--durability", default="interval", choices=("always", "interval", "none"))
     parser.add_argument("--memory", default="256MiB")
     return parser.parse_args(argv)
@@ -258,7 +266,10 @@ def main(argv: list[str]) -> int:
     options = arguments(argv)
     console = Console()
     ended_by_signal()
-    console.print(f"shmkv chaos, seed {options.seed}: {options.workers} workers, {options.seconds:g} s, durability {options.durability}")
+    console.print(
+        f"shmkv chaos, seed {options.seed}: {options.workers} workers, {options.seconds:g} s, "
+        f"durability {options.durability}"
+    )
     service = Service(f"chaos-{os.getpid()}", memory=options.memory, durability=options.durability)
     finished = False
     with service:

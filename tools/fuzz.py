@@ -1,7 +1,7 @@
-"""make fuzz: what comes back from memory and disk is changed at random; it must be refused or read whole, and never crash.
+"""make fuzz: what comes back from memory and disk is changed at random; it must be refused or read whole, never crash.
 
-Log records (`verify` and `apply`), arena headers, and values in their stored form. Each batch runs in a forked process, so
-that a crash is a finding and not the end. Exit code 1 if there was one. The seed that is printed repeats a run.
+Log records (`verify` and `apply`), arena headers, and values in their stored form. Each batch runs in a forked process,
+so that a crash is a finding and not the end. Exit code 1 if there was one. The seed that is printed repeats a run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import shmkv
 from harness.processes import fork
 from harness.service import ended_by_signal
+
+import shmkv
 from shmkv.segment import _core
 from shmkv.values import decode, encode
 
@@ -31,9 +32,17 @@ IDENTITY: dict[str, Any] = {"store_id": STORE_ID, "incarnation": INCARNATION}
 # What a refusal may look like; anything else is a finding.
 REFUSALS = (shmkv.ShmkvError, ValueError)
 SAMPLES: list[Any] = [
-    [1, 2.5, None, True], {"a": (1, 2), 3: b"x"}, datetime(2024, 1, 2, 3, 4, 5, 678, UTC), Decimal("1.50"), UUID(int=7), 2**100,
-    {"nested": [{"deep": (Decimal(1), [b"", ""])}]}, (), [[]], -(2**64),
-]  # fmt: skip
+    [1, 2.5, None, True],
+    {"a": (1, 2), 3: b"x"},
+    datetime(2024, 1, 2, 3, 4, 5, 678, UTC),
+    Decimal("1.50"),
+    UUID(int=7),
+    2**100,
+    -(2**64),
+    {"nested": [{"deep": (Decimal(1), [b"", ""])}]},
+    (),
+    [[]],
+]
 
 
 def new_arena(first_lsn: int) -> tuple[int, _core.Arena]:
@@ -90,7 +99,7 @@ def change(chance: random.Random, data: bytes) -> bytes:
 
 
 def recovered(data: bytes, first_lsn: int) -> tuple[int, dict[Any, Any]]:
-    """What applying a log gives: bytes accepted, and every key with value, version, expiry, flags and size."""
+    """What applying a log gives: bytes accepted, and every key with value, version, expiry, flags, size."""
     fd, arena = new_arena(first_lsn)
     consumed = arena.apply(data, first_lsn=first_lsn, **IDENTITY)["consumed_bytes"]
     if consumed != _core.verify(data, first_lsn=first_lsn, **IDENTITY)["consumed_bytes"]:
@@ -99,7 +108,8 @@ def recovered(data: bytes, first_lsn: int) -> tuple[int, dict[Any, Any]]:
     if findings := arena.audit(deep=True):
         raise AssertionError(f"applying a log left {findings[0]}")
     arena.set_state(state="READY")
-    store, cursor, entries = _core.Store(fd, "fuzz"), 0, {}
+    entries: dict[Any, Any] = {}
+    store, cursor = _core.Store(fd, "fuzz"), 0
     while cursor != _core.CURSOR_END:
         cursor, keys = store._scan(cursor, False)
         entries.update((key, store._entry(key)) for key in keys)
@@ -110,14 +120,16 @@ def recovered(data: bytes, first_lsn: int) -> tuple[int, dict[Any, Any]]:
 
 
 def fuzz_records(chance: random.Random) -> None:
-    """What is accepted of a changed log gives what that much of the original gives: padding may differ, nothing else."""
+    """What is accepted of a changed log gives what that much of the original gives: only padding may differ."""
     data, first_lsn = some_records()
     for _ in range(RECORD_BATCH):
         consumed, entries = recovered(change(chance, data), first_lsn)
         expected, originals = recovered(data[:consumed], first_lsn)
         if (consumed, entries) != (expected, originals):
             wrong = [key for key in entries | originals if entries.get(key) != originals.get(key)]
-            raise AssertionError(f"{consumed} bytes accepted, {expected} of them original; keys that differ: {wrong[:5]}")
+            raise AssertionError(
+                f"{consumed} bytes accepted, {expected} of them original; keys that differ: {wrong[:5]}"
+            )
 
 
 def fuzz_header(chance: random.Random) -> None:
@@ -148,7 +160,11 @@ def fuzz_values(chance: random.Random) -> None:
             continue
 
 
-TARGETS: dict[str, Callable[[random.Random], None]] = {"records": fuzz_records, "header": fuzz_header, "values": fuzz_values}
+TARGETS: dict[str, Callable[[random.Random], None]] = {
+    "records": fuzz_records,
+    "header": fuzz_header,
+    "values": fuzz_values,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -156,7 +172,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"))
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--target", choices=sorted(TARGETS), action="append", help="only this one; may come several times")
+    parser.add_argument(
+        "--target", choices=sorted(TARGETS), action="append", help="only this one; may come several times"
+    )
     options = parser.parse_args(argv)
     ended_by_signal()
     names = options.target or sorted(TARGETS)

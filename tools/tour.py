@@ -16,14 +16,14 @@ import sys
 import time
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
-import shmkv
 from harness.service import Service, ServiceFailed, Start, ended_by_signal
 from harness.tour_input import File, generation_of_content, generation_of_facts, read_library
 from harness.tour_ledger import Ledger, Step, Task
 from harness.tour_workers import COUNTER, LOG_TIMEOUT_S, Worker, bury, drain, start_reader, start_writer
+from rich.console import Console
+from rich.table import Table
+
+import shmkv
 
 KILL_PAUSE_S = (0.005, 0.06)
 MASS_KILL_AFTER_S = (0.8, 1.6)
@@ -82,8 +82,11 @@ class Tour:
         self._end()
 
     def _load(self) -> None:
-        self._say(f"loading with {self._options.writers} writers, {self._options.readers} readers; killing a writer every "
-                  f"{KILL_PAUSE_S[0] * 1000:.0f} to {KILL_PAUSE_S[1] * 1000:.0f} ms")  # fmt: skip
+        shortest_ms, longest_ms = (1000 * pause_s for pause_s in KILL_PAUSE_S)
+        self._say(
+            f"loading with {self._options.writers} writers and {self._options.readers} readers; "
+            f"killing a writer every {shortest_ms:.0f} to {longest_ms:.0f} ms"
+        )
         began_s = time.monotonic()
         self._start_readers()
         self._start_writers([self._tasks(part, 0) for part in range(len(self._parts))])
@@ -97,7 +100,10 @@ class Tour:
             self._kill_writer(part)
         self._stop_readers("load")
         took_s = time.monotonic() - began_s
-        self._say(f"{self._ledger.writes} acknowledged writes in {took_s:.1f} s, {self.kills} writers killed with SIGKILL and replaced")
+        self._say(
+            f"{self._ledger.writes:,} acknowledged writes in {took_s:.1f} s; "
+            f"{self.kills} writers killed with SIGKILL and replaced"
+        )
 
     def _loaded(self, took_s: float) -> bool:
         wanted = self._options.kills if took_s < LOAD_GOAL_S else self._options.kills / 2
@@ -107,7 +113,9 @@ class Tour:
         self._start_readers()
         died = self._work_then_kill_all()
         time.sleep(ALONE_S)  # not a wait for something: the readers have to live without servers for a while
-        self._say(f"killed {died} processes at once: supervisor, persister, keeper and writers; the readers read on alone")
+        self._say(
+            f"killed {died} processes at once: supervisor, persister, keeper and writers; the readers read on alone"
+        )
         start = self._service.start()
         self._show_start("warm", start)
         self._check("warm", "arena adopted", "warm" if start.warm else "not warm", start.warm)
@@ -143,7 +151,9 @@ class Tour:
         self._count_repairs()
         self._service.stop()
         left = self._service.destroy()
-        self._check("end", "clean stop; nothing left behind", ", ".join(left) or "no process, no object, no file", not left)
+        self._check(
+            "end", "clean stop; nothing left behind", ", ".join(left) or "no process, no object, no file", not left
+        )
 
     # ---- workers --------------------------------------------------------------------------------
 
@@ -186,7 +196,9 @@ class Tour:
         """
         now_s = time.monotonic()
         if now_s > limit_s:
-            raise TimeoutError(f"a phase took more than {PHASE_LIMIT_S:g} s; the supervisor said:\n{self._service.said()}")
+            raise TimeoutError(
+                f"a phase took more than {PHASE_LIMIT_S:g} s; the supervisor said:\n{self._service.said()}"
+            )
         time.sleep(min(TURN_S, max(0.0, until_s - now_s)))
         for reader in self._readers:
             if not drain(reader, self._ledger):
@@ -243,7 +255,9 @@ class Tour:
 
     def _check_audit(self, phase: str) -> None:
         findings = self._service.audit()
-        self._check(phase, "deep audit", f"{len(findings)} findings" + (f": {findings[0]}" if findings else ""), not findings)
+        self._check(
+            phase, "deep audit", f"{len(findings)} findings" + (f": {findings[0]}" if findings else ""), not findings
+        )
 
     def _sync(self) -> None:
         with shmkv.attach(self._service.name, timeout=10.0, log_timeout=LOG_TIMEOUT_S) as db:
@@ -274,7 +288,9 @@ class Tour:
         for column in ("phase", "check", "result", ""):
             table.add_column(column)
         for check in self.checks:
-            table.add_row(check.phase, check.what, check.result, "[green]held[/green]" if check.good else "[red]FAILED[/red]")
+            table.add_row(
+                check.phase, check.what, check.result, "[green]held[/green]" if check.good else "[red]FAILED[/red]"
+            )
         inside = ", ".join(f"{name} {number}" for name, number in self._repairs.items())
         table.add_row("all", f"{self.kills} writers killed; landed inside a write", inside, "")
         return table
@@ -287,7 +303,7 @@ class Tour:
 
 
 def memory_for(files: list[File]) -> tuple[int, int]:
-    """(memory, ring) in bytes: the largest file must fit a quarter of the ring, and there is room for drafts of the dead and for gaps."""
+    """(memory, ring) in bytes: the largest file fits a quarter of the ring; room for gaps and dead drafts."""
     largest = max(len(file.content) for file in files)
     ring = 1 << max(24, (4 * largest + (1 << 16)).bit_length())
     total = sum(len(file.content) for file in files)
@@ -297,9 +313,15 @@ def memory_for(files: list[File]) -> tuple[int, int]:
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Options of the command."""
     parser = argparse.ArgumentParser(prog="tour", description=__doc__)
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="repeats the choices of a run")
-    parser.add_argument("--kills", type=int, default=100,
-                        help="writers to kill while loading; half of them will do on a machine that is slow (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="repeats the choices of a run"
+    )
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=100,
+        help="writers to kill while loading; half of them will do on a machine that is slow (default: %(default)s)",
+    )
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--readers", type=int, default=2)
     parser.add_argument("--files", type=int, help="take only so many files, spread evenly (default: all)")
@@ -314,7 +336,9 @@ def main(argv: list[str]) -> int:
     began_s = time.monotonic()
     root, files = read_library(options.files)
     total = sum(len(file.content) for file in files)
-    console.print(f"shmkv tour, seed {options.seed}: {len(files):,} files of {root}, {total / 1e6:.0f} MB", highlight=False)
+    console.print(
+        f"shmkv tour, seed {options.seed}: {len(files):,} files of {root}, {total / 1e6:.0f} MB", highlight=False
+    )
     memory, ring = memory_for(files)
     service = Service(f"tour-{os.getpid()}", memory=memory, ring=ring, expected_items=4 * len(files), lag_limit=60)
     with service:
@@ -330,7 +354,9 @@ def main(argv: list[str]) -> int:
     console.print(tour.table())
     good = finished and all(check.good for check in tour.checks)
     verdict = "every check held" if good else "NOT every check held"
-    console.print(f"{verdict}; {time.monotonic() - began_s:.0f} s; seed {options.seed}", style="green" if good else "red")
+    console.print(
+        f"{verdict}; {time.monotonic() - began_s:.0f} s; seed {options.seed}", style="green" if good else "red"
+    )
     return 0 if good else 1
 
 

@@ -138,7 +138,7 @@ class Store:
 class Arena:
     """Maintenance of one arena: supervisor, persister, keeper, admin. What takes locks waits 5 s at most."""
 
-    def __new__(cls, fd: int, *, read_only: bool = False) -> Arena: ...
+    def __new__(cls, fd: int, *, read_only: bool = False, prefault: bool = True) -> Arena: ...
     def info(self) -> dict[str, Any]:
         """Header and control. state: CREATING READY RETIRED; log_state: OK DISK_FULL FAILED; durability: a name."""
 

@@ -33,7 +33,7 @@ class Opened:
 
     def serve(self, settings: Settings) -> None:
         """Say READY in the arena: from here `attach` works."""
-        self._arena = _core.Arena(self.file.fd)
+        self._arena = _core.Arena(self.file.fd, prefault=False)
         self._arena.set_state(
             state="READY", supervisor_pid=os.getpid(), lag_limit_ms=round(settings.lag_limit * 1000),
             durability=settings.durability if not settings.memory_only else "none", adopted=not self.created,
@@ -120,7 +120,7 @@ def open_arena(settings: Settings, *, has_log: bool, report: Report) -> Opened:
 def retire(fd: int) -> str:
     """Let those who still use an arena notice its end; what prevented it, or nothing. It may have ended before."""
     try:
-        arena = _core.Arena(fd)
+        arena = _core.Arena(fd, prefault=False)
     except (errors.CorruptData, errors.IncompatibleStore):
         # Nobody here can be attached to what can't be mapped here.
         return ""
@@ -172,7 +172,7 @@ def inspect(fd: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     except (errors.CorruptData, errors.IncompatibleStore):
         return None, None
     try:
-        arena = _core.Arena(fd)
+        arena = _core.Arena(fd, prefault=False)
     except (errors.CorruptData, errors.IncompatibleStore):
         return header, None
     try:

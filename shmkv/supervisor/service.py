@@ -61,6 +61,8 @@ class Supervisor:
         self._loop = loop
         self._owner_fd = owner_fd
         self._notifier = Notifier()
+        # Asked now: a terminal that has hung up is none any more.
+        self._on_terminal = os.isatty(0)
         self._phase = Phase.OPENING
         self._after = Event.STOP  # why we stop: STOP, LOST or FAILED
         self._refusal: Refused | None = None
@@ -285,7 +287,7 @@ class Supervisor:
                 self._crew.hurry(child, HURRY_S)
 
     def _hung_up(self, now_s: float) -> None:
-        if os.isatty(0):
+        if self._on_terminal:
             self._asked_to_stop(now_s)
         else:
             self._report.note("SIGHUP ignored: settings are read at the start only")

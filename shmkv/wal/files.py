@@ -46,7 +46,7 @@ class Files:
 
     def write_all(self, fd: int, pieces: Sequence[Buffer], offset: int) -> int:
         """Write the pieces one after another at offset; returns their size in bytes."""
-        wanted = sum(len(piece) for piece in pieces)
+        wanted = sum(map(len, pieces))
         done = os.pwritev(fd, pieces, offset)
         if done == wanted:
             return wanted

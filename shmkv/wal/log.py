@@ -151,16 +151,18 @@ class LogDirectory:
             if name.startswith(SPARE_PREFIX)
         }
 
+    def numbers(self) -> list[int]:
+        """Numbers of the log files, ascending."""
+        numbers = (file_number(name) for name in self.files.names(self.path))
+        return sorted(number for number in numbers if number is not None)
+
     def log_files(self) -> tuple[LogFile, ...]:
         """All log files by number, with their headers read."""
-        found = []
-        for name in self.files.names(self.path):
-            number = file_number(name)
-            if number is not None:
-                found.append(self._inspect(self._at(name), number))
-        return tuple(sorted(found, key=lambda file: file.number))
+        return tuple(self.inspect(number) for number in self.numbers())
 
-    def _inspect(self, path: str, number: int) -> LogFile:
+    def inspect(self, number: int) -> LogFile:
+        """One log file, with its header read."""
+        path = self._at(file_name(number))
         size_bytes = self.files.size_bytes(path)
         try:
             header = unpack_file_header(self.files.read_some(path, HEADER_BLOCK_BYTES))

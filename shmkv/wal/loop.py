@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from shmkv.errors import CorruptData, LogStalled
+from shmkv.errors import CorruptData, LogStalled, ShmkvError
 from shmkv.segment import _core
 from shmkv.wal.channel import RETIRE, Events, Orders
 from shmkv.wal.pace import MARK_RECORD_BYTES, LogState, Pace, Step
@@ -97,7 +97,8 @@ class Persister:
             else:
                 self._others[step](words)
         except OSError as error:
-            if step not in (Step.WRITE, Step.COMMIT, Step.OPEN):
+            if isinstance(error, ShmkvError) or step not in (Step.WRITE, Step.COMMIT, Step.OPEN):
+                # Not the disk: the next persister starts from the same state.
                 raise
             self._failed(words, error)
         except CorruptData as error:

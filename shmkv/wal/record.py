@@ -212,7 +212,7 @@ def _entry_bytes(body: bytes) -> int:
     if len(body) < _ENTRY.size:
         return 0
     value_length, key_length, _namespace, _type, flags, _spare = _ENTRY.unpack_from(body)
-    return _ENTRY.size + (_EXPIRY.size if flags & ENTRY_EXPIRES else 0) + padded(key_length) + value_length
+    return int(_ENTRY.size + (_EXPIRY.size if flags & ENTRY_EXPIRES else 0) + padded(key_length) + value_length)
 
 
 def _read_entry(kind: int, body: bytes, crc: int) -> Entry | None:

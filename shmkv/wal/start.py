@@ -106,8 +106,9 @@ def start_cold(
     directory = place.log_directory()
     directory.prepare()
     read = read_manifest(place.files, place.data_dir)
-    plan = plan_cold(directory.log_files(), read, accept_loss=accept_loss)
-    manifest = _next_incarnation(plan, directory.log_files(), ring_bytes, place.new_store_id)
+    found = directory.log_files()
+    plan = plan_cold(found, read, accept_loss=accept_loss)
+    manifest = _next_incarnation(plan, found, ring_bytes, place.new_store_id)
     replay = _replay(place, plan, make_arena(manifest), accept_loss=accept_loss, progress=progress)
     end = replay.end
     manifest = replace(
@@ -254,29 +255,32 @@ def start_warm(place: Place, *, ring_bytes: int, start_lsn: int, manifest: Manif
     """
     directory = place.log_directory()
     directory.prepare()
-    found = directory.log_files()
-    last = _last_files(found, manifest, start_lsn)
+    last = _last_files(directory, manifest, start_lsn)
     _check_reaches(place.files, last, manifest, start_lsn, verify)
     for file in last:
-        _sync_file(place.files, file.path)
+        # One that gives nothing may be one whose sync failed: it is not asked again.
+        if file.header is not None and file.header.first_lsn < start_lsn:
+            _sync_file(place.files, file.path)
     place.files.fsync_dir(directory.path)
-    slots = ManifestSlots(place.files, place.data_dir, read_manifest(place.files, place.data_dir))
+    read = read_manifest(place.files, place.data_dir)
+    slots = ManifestSlots(place.files, place.data_dir, read)
     writer = LogWriter(
         directory,
         slots,
         place.shape_for(ring_bytes),
-        next_number=max([manifest.newest_file, *(file.number for file in found)]) + 1,
+        next_number=max([manifest.newest_file, *directory.numbers()]) + 1,
         start_lsn=start_lsn,
         previous=(manifest.incarnation, start_lsn),
         wall_ms=place.wall_ms,
     )
-    return Started(writer, directory, slots)
+    return Started(writer, directory, slots, warnings=read.problems)
 
 
-def _last_files(found: tuple[LogFile, ...], manifest: Manifest, head_lsn: int) -> list[LogFile]:
+def _last_files(directory: LogDirectory, manifest: Manifest, head_lsn: int) -> list[LogFile]:
     """The files of this incarnation from the one that holds the head on; usually only the last."""
     last: list[LogFile] = []
-    for file in reversed(found):
+    for number in reversed(directory.numbers()):
+        file = directory.inspect(number)
         if file.header is None:
             raise _unfit(f"{file.path} is damaged at offset 0: {file.problem}")
         if file.header.store_id != manifest.store_id or file.header.incarnation != manifest.incarnation:

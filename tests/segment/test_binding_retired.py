@@ -51,6 +51,8 @@ def test_a_handle_goes_on_in_the_next_arena_of_its_store(make_segment: Any) -> N
         "_entry": lambda db: db._entry("key")[0],
         "delete": lambda db: db.delete("none") or db["key"],
         "_scan": lambda db: db._scan(0, True) and db["key"],
+        "len": lambda db: len(db) == 1 and db["key"],
+        "_stats": lambda db: db._stats()["items"] == 1 and db["key"],
     }
     stores = {name: old.store(Following) for name in calls}
     for store in stores.values():

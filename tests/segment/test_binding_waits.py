@@ -70,7 +70,7 @@ def test_a_write_that_meets_a_busy_lock_times_out_naming_the_holder(
 def test_a_timeout_of_zero_does_not_wait(segment: Any, hold_ring_lock: Any) -> None:
     db = segment.store(lock_timeout_s=0)
     start_s = time.monotonic()
-    with pytest.raises(errors.LockTimeout):
+    with pytest.raises(errors.LockTimeout, match=f"process {hold_ring_lock.pid} holds it"):
         db["key"] = 1
     assert time.monotonic() - start_s < SLACK_S
 

@@ -497,7 +497,7 @@ def test_a_terminal_that_closes_ends_the_store(places: Places) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "shmkv.supervisor", name, "--memory", "16MiB"])
     wait_until(lambda: b"is ready" in os.read(terminal, 9999), "the ready line")
     os.close(terminal)
-    _, end = os.waitpid(pid, 0)
+    _, end = wait_until(lambda: (found := os.waitpid(pid, os.WNOHANG))[0] and found, "the end of the supervisor")
     assert os.waitstatus_to_exitcode(end) == 0
     assert paths.object_inode(name) is None
 

@@ -4,8 +4,8 @@ import gc
 
 import pytest
 from benchmarks.data import KEY_BYTES, VALUE_BYTES, fresh_keys, fresh_values, key
-from benchmarks.row import Row
 from benchmarks.rounds import Comparison, compare
+from benchmarks.row import Row
 
 
 def test_both_sides_take_turns_without_the_garbage_collector() -> None:

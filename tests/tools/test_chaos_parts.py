@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import shmkv
 from harness.chaos_journal import CHUNK_LIMIT, FIRST_CHUNK, FIRST_COUNT, FIRST_SHARED, Journal, Word
 from harness.chaos_values import LARGE_EVERY, chunk, make, parse, parse_chunks
 from harness.chaos_worker import TORN, settle, state_in_store, unique
+
+import shmkv
 
 
 @pytest.fixture

@@ -46,14 +46,29 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_tour_holds_every_check(scratch: Path) -> None:
-    done = run("tour", "--files", "60", "--kills", "12", "--writers", "2", "--readers", "1", "--seed", "1", scratch=scratch)
+    done = run(
+        "tour", "--files", "60", "--kills", "12", "--writers", "2", "--readers", "1", "--seed", "1", scratch=scratch
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every check held" in done.stdout
 
 
 @pytest.mark.slow
 def test_chaos_loses_and_tears_nothing(scratch: Path) -> None:
-    done = run("chaos", "--seconds", "3", "--every", "1.5", "--workers", "2", "--memory", "48MB", "--seed", "1", scratch=scratch)
+    done = run(
+        "chaos",
+        "--seconds",
+        "3",
+        "--every",
+        "1.5",
+        "--workers",
+        "2",
+        "--memory",
+        "48MB",
+        "--seed",
+        "1",
+        scratch=scratch,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost, nothing torn" in done.stdout
 

@@ -120,6 +120,21 @@ def test_a_restart_after_a_failed_log_goes_on_with_what_the_ring_kept() -> None:
     life.rig.close()
 
 
+def test_a_restart_does_not_sync_a_file_that_gave_nothing() -> None:
+    fault = Fault(0, operations=("sync",), code=errno.EIO, for_ever=True, path=".log")
+    life = Life(fault)
+    life.run(2)
+    assert life.rig.states()[-1] == "FAILED"
+    failed = life.rig.directory.numbers()[-1]
+    life.rig.disk.before = Fault(0, operations=("sync",), code=errno.EIO, for_ever=True, path=f"{failed:010d}.log")
+    life.rig.restart_warm()
+    life.rig.arena.set_state(log_state="OK")
+    life.run(1)
+    assert life.rig.recovered() == [key for key, _ in life.written]
+    assert len(life.acknowledged) == len(life.written)
+    life.rig.close()
+
+
 def test_no_sync_is_repeated_on_a_file_that_failed_once() -> None:
     life = Life(Fault(0, operations=("sync",), code=errno.EIO, path="0000000001.log"))
     life.run()

@@ -8,6 +8,7 @@ import pytest
 from memory_disk import MemoryDisk
 from rig import RING_BYTES, Rig
 
+from shmkv.wal import writer
 from shmkv.wal.channel import RETIRE, STOP
 from shmkv.wal.manifest import read_manifest
 from shmkv.wal.pace import MARK_RECORD_BYTES
@@ -208,6 +209,24 @@ def test_a_warm_restart_repeats_what_was_not_durable(make_rig: Callable[..., Rig
     rig.later(1001)
     assert rig.recovered() == keys
     assert len(rig.directory.log_files()) == 2
+
+
+def test_what_one_file_was_given_may_need_several_after_a_restart(
+    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(durability="interval")
+    keys = fill(rig, 80, 500)
+    rig.writer.write(rig.arena.ring_pieces(rig.writer.written_lsn, rig.tail), rig.tail)
+    rig.arena.publish_written(rig.tail)
+    for name in rig.disk.names("/data/log"):
+        if name.startswith("spare."):
+            rig.disk.unlink(f"/data/log/{name}")
+    monkeypatch.setattr(writer, "FIRST_FILE_BYTES", 8192)
+    data_end = rig.tail
+    rig.restart_warm()
+    rig.later(1001)
+    assert rig.durable_lsn >= data_end
+    assert rig.recovered() == keys
 
 
 def test_a_warm_restart_at_level_none_leaves_no_hole_before_its_file(make_rig: Callable[..., Rig]) -> None:

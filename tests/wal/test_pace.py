@@ -153,6 +153,17 @@ def test_a_sync_that_fails_leads_to_one_new_file() -> None:
     assert bench.pace.state is LogState.OK, "a sync in between succeeded"
 
 
+def test_no_space_at_a_sync_counts_as_an_error_of_the_file() -> None:
+    bench = Bench("always")
+    bench.tail += 100
+    bench.pace.failed(bench.now, NO_SPACE)
+    assert bench.pace.state is LogState.OK
+    assert bench.next() is Step.OPEN
+    bench.pace.opened()
+    bench.pace.failed(bench.now, NO_SPACE)
+    assert bench.pace.state is LogState.FAILED
+
+
 @pytest.mark.parametrize("second", [Step.OPEN, Step.COMMIT])
 def test_a_second_error_is_the_end(second: Step) -> None:
     bench = Bench("always")

@@ -18,7 +18,7 @@ from small_log import SmallStore
 
 from shmkv.errors import CorruptData
 
-RANDOM_SURVIVORS = 16
+RANDOM_SURVIVORS = 12
 LEAST_STATES = 500
 
 
@@ -182,5 +182,5 @@ def test_many_more_power_cuts() -> None:
     for operation in range(0, last, 2):
         disk, history, _ = stop_before(operation)
         disk.before = lambda _operation, _path: None
-        for number in range(200):
+        for number in range(100):
             check_survivor(disk.after_power_cut(some_kept(("slow", operation, number))), history)

@@ -107,3 +107,28 @@ def test_every_flipped_byte_ends_the_reading_before_its_record_or_lies_in_paddin
                 assert len(good) == before, f"byte {offset}"
             found = _core.verify(broken, store_id=STORE_ID, incarnation=INCARNATION, first_lsn=FIRST_LSN)
             assert found["consumed_bytes"] == stop.offset, f"byte {offset}: the two readers disagree"
+
+
+def durable_behind(data: bytes, first_lsn: int) -> int:
+    return record.durable_behind(data, first_lsn=first_lsn, store_id=STORE_ID, incarnation=INCARNATION)
+
+
+@pytest.mark.parametrize("distance", [8, 16, 64, 4096, 100_000])
+@pytest.mark.parametrize("to_block", [0, 8, 64, 2048])
+def test_a_valid_record_behind_bad_bytes_is_found_wherever_it_lies(distance: int, to_block: int) -> None:
+    """Also across the places where the upper bytes of the LSN change, and behind bytes that look like an LSN."""
+    lsn = (5 << 24) + to_block
+    first_lsn = lsn - distance
+    good = record.pack_clear(0, lsn=lsn, durable_before=12345, seed=SEED)
+    for filler in (b"\0", b"\xff", (5 << 24).to_bytes(8, "little")):
+        bad = (filler * distance)[:distance]
+        assert durable_behind(bad + good, first_lsn) == 12345
+        assert durable_behind(bad + good[:-1], first_lsn) == 0
+
+
+def test_the_last_of_many_valid_records_decides() -> None:
+    data = bytes(40)
+    for number in range(5):
+        data += record.pack_clear(0, lsn=FIRST_LSN + len(data), durable_before=100 + number, seed=SEED)
+        data += b"\x07" * (number * 8)
+    assert durable_behind(data, FIRST_LSN) == 104

@@ -1,6 +1,6 @@
 """Keys and values of the benchmarks: 16-byte keys, 100-byte values, fresh objects whenever they are used.
 
-Why here: a str caches its hash, and an object that lies in a dict is found by its address; fresh ones help neither side.
+Why here: a str caches its hash, and an object that lies in a dict is found by its address; fresh ones help nobody.
 
 Invariants:
   I1  Two lists never share an object.

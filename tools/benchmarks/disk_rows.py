@@ -14,11 +14,13 @@ import random
 import statistics
 from time import perf_counter_ns
 
+from harness.service import Service
+
 import shmkv
 from benchmarks.data import fresh_keys, fresh_values, key, uniform
+from benchmarks.memory_rows import load_order
 from benchmarks.rounds import call_each_pair, compare
 from benchmarks.row import Row
-from harness.service import Service
 
 RECORD_BYTES = 32 + 12 + 16 + 104  # header, entry header behind the version, key, value padded to 8
 BARE_FILE_BYTES = 64 << 20
@@ -81,9 +83,7 @@ def restarts(directory: str, keys: int, memory: str, rounds: int, kinds: set[str
 
 def _load_singly(db: shmkv.Store, keys: int) -> None:
     """One record for each key: a batch would put ten keys into one."""
-    numbers = list(range(keys))
-    random.Random(1).shuffle(numbers)
-    for name, value in zip(fresh_keys(numbers), fresh_values(keys, 1), strict=True):
+    for name, value in zip(fresh_keys(load_order(keys)), fresh_values(keys, 1), strict=True):
         db.set(name, value)
 
 

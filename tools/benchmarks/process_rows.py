@@ -9,17 +9,20 @@ Invariants:
 from __future__ import annotations
 
 import gc
+import math
 import os
 import random
 import statistics
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
+
+from harness.processes import fork
 
 import shmkv
 from benchmarks.data import fresh_keys, fresh_values, uniform
 from benchmarks.row import Row
-from harness.processes import fork
 
 CHUNK = 2000
 LEAD_S = 0.05
@@ -54,7 +57,7 @@ def together(count: int, seconds: float, make: Callable[[int], Work]) -> float:
         os.close(descriptor)
     if failed:
         raise RuntimeError(f"{failed} of {count} measuring processes failed")
-    return sum(rate for (rate,) in NUMBER.iter_unpack(rates))
+    return math.fsum(rate for (rate,) in NUMBER.iter_unpack(rates))
 
 
 def reading(name: str, keys: int, count: int, seed: int) -> Work:
@@ -107,13 +110,20 @@ def read_scaling(name: str, keys: int, rounds: int, seconds: float, seed: int) -
     per_process = int(3_000_000 * seconds)
     measured = []
     for number in range(rounds):
-        read = [together(n, seconds, lambda k: reading(name, keys, per_process, seed + 10 * number + k)) for n in (1, 2)]  # noqa: B023
-        spin = [together(n, seconds, lambda _: spinning()) for n in (1, 2)]
-        measured.append((read[1] / read[0], spin[1] / spin[0], read[0], read[1]))
+        reader = partial(_reader_of_round, name, keys, per_process, seed + 10 * number)
+        one, two = (together(count, seconds, reader) for count in (1, 2))
+        one_spins, two_spin = (together(count, seconds, lambda _: spinning()) for count in (1, 2))
+        measured.append((two / one, two_spin / one_spins, one, two))
     ratio = statistics.median(read / spin for read, spin, _, _ in measured)
-    read, spin, one, two = (statistics.median(each[i] for each in measured) for i in range(4))
-    compared = f"{two / 1e6:.2f} M / {one / 1e6:.2f} M gets/s = {read:.2f}; two CPU loops / one = {spin:.2f}"
-    return Row("read_scaling", "two reading processes / one, by what two CPU loops get", ratio, 0.95, "x", True, compared)
+    reads, spins, one, two = (statistics.median(each[i] for each in measured) for i in range(4))
+    compared = f"{two / 1e6:.2f} M / {one / 1e6:.2f} M gets/s = {reads:.2f}; two CPU loops / one = {spins:.2f}"
+    return Row(
+        "read_scaling", "two reading processes / one, by what two CPU loops get", ratio, 0.95, "x", True, compared
+    )
+
+
+def _reader_of_round(name: str, keys: int, count: int, seed: int, number: int) -> Work:
+    return reading(name, keys, count, seed + number)
 
 
 def durable_scaling(name: str, rounds: int, seconds: float) -> Row:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -89,8 +89,3 @@ def call_batches(function: Callable[[list[str]], object], batches: list[list[str
 def batches_of(keys: list[str], size: int) -> list[list[str]]:
     """The same key objects, in lists of `size`."""
     return [keys[at : at + size] for at in range(0, len(keys), size)]
-
-
-def total(numbers: Iterable[float]) -> float:
-    """Sum of the rates of several processes."""
-    return sum(numbers)

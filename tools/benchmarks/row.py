@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured, against which limit; `at_least` says on which side of the limit is good; limit None = for information."""
+    """What was measured, and its limit: None = for information; `at_least` says which side of it is good."""
 
     name: str
     title: str

@@ -17,8 +17,19 @@ from typing import Any
 
 import shmkv
 from harness.chaos_journal import (
-    CHUNK_KEYS, CHUNK_LIMIT, COUNT_KEYS, DATA_KEYS, FIRST_CHUNK, FIRST_COUNT, FIRST_SHARED, MANY_LIMIT, SHARED_KEYS,
-    STALLS, WINDOWS, Journal, Word,
+    CHUNK_KEYS,
+    CHUNK_LIMIT,
+    COUNT_KEYS,
+    DATA_KEYS,
+    FIRST_CHUNK,
+    FIRST_COUNT,
+    FIRST_SHARED,
+    MANY_LIMIT,
+    SHARED_KEYS,
+    STALLS,
+    WINDOWS,
+    Journal,
+    Word,
 )  # fmt: skip
 from harness.chaos_values import chunk, make, parse, parse_chunks
 from harness.processes import Parent
@@ -134,7 +145,10 @@ class Worker:
 
     def _set_many(self) -> None:
         # Each key is atomic, the call is not: the intent names them all, and each may have happened.
-        changes = [(key, self._next_sequence()) for key in self._chance.sample(range(DATA_KEYS), self._chance.randint(2, MANY_LIMIT))]
+        changes = [
+            (key, self._next_sequence())
+            for key in self._chance.sample(range(DATA_KEYS), self._chance.randint(2, MANY_LIMIT))
+        ]
         values = {self._journal.key_name(key): make(unique(self._journal, key), sequence) for key, sequence in changes}
         self._journal.intend(changes)
         try:

@@ -19,7 +19,7 @@ def facts(data_dir: str) -> dict[str, str]:
         "processor": _after("/proc/cpuinfo", "model name"),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": _after("/proc/meminfo", "MemTotal"),
-        "kernel": platform.release(),
+        "kernel": f"Linux {platform.release()}",
         "libc": "-".join(platform.libc_ver()),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "file_system": _file_system(data_dir),

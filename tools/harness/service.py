@@ -78,8 +78,12 @@ class Service:
         with open(f"{self.directory}/said", "ab") as said:
             self._supervisor = subprocess.Popen(
                 [*command, *self._options, *more_options],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, env=self._environment(), start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env=self._environment(),
+                start_new_session=True,
+            )
         line = self._ready_line()
         ready_s = time.monotonic() - began_s
         with shmkv.attach(self.name, timeout=10.0) as db:
@@ -97,7 +101,8 @@ class Service:
         return environment
 
     def _ready_line(self) -> str:
-        assert self._supervisor is not None and self._supervisor.stdout is not None
+        assert self._supervisor is not None
+        assert self._supervisor.stdout is not None
         output = self._supervisor.stdout.fileno()
         deadline_s = time.monotonic() + START_TIMEOUT_S
         said = b""
@@ -117,7 +122,9 @@ class Service:
         try:
             code = self._supervisor.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise ServiceFailed(f"the supervisor did not stop within {STOP_TIMEOUT_S:g} s; it said:\n{self.said()}") from None
+            raise ServiceFailed(
+                f"the supervisor did not stop within {STOP_TIMEOUT_S:g} s; it said:\n{self.said()}"
+            ) from None
         self._forget()
         if code != 0:
             raise ServiceFailed(f"the supervisor stopped with exit code {code}; it said:\n{self.said()}")
@@ -190,7 +197,9 @@ class Service:
 
     def log_bytes(self) -> int:
         """Size of everything in the data directory."""
-        return sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(self.data_dir) for name in names)
+        return sum(
+            os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(self.data_dir) for name in names
+        )
 
     # ---- end ------------------------------------------------------------------------------------
 
@@ -214,7 +223,9 @@ class Service:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if os.path.exists(self.directory):
             self.destroy()
 

@@ -42,7 +42,9 @@ class Progress:
         """The next step was done; returns its task. ValueError for any other step than the next."""
         task = self.tasks[self.done]
         if (task[0], self.step) != (index, step):
-            raise ValueError(f"acknowledged {step.name} of file {index}, but next was {self.step.name} of file {task[0]}")
+            raise ValueError(
+                f"acknowledged {step.name} of file {index}, but next was {self.step.name} of file {task[0]}"
+            )
         if step is Step.COUNT:
             self.done, self.step = self.done + 1, Step.CONTENT
         else:

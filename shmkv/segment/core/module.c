@@ -89,17 +89,19 @@ static PyMethodDef module_functions[] = {
      "plan($module, /, *, size_bytes, max_size_bytes=0, ring_bytes=0,\n     expected_items=0, stripes=0)\n--\n\n"
      "Layout of an arena of that size, as numbers; ValueError with the least size if it is too small."},
     {"format_arena", NAMED(function_format_arena),
-     "format_arena($module, /, fd, *, size_bytes, max_size_bytes=0, ring_bytes=0,\n             expected_items=0, stripes=0, name, "
-     "store_id, incarnation, first_lsn,\n             has_log)\n--\n\n"
+     "format_arena($module, /, fd, *, size_bytes, max_size_bytes=0, ring_bytes=0,\n             expected_items=0, "
+     "stripes=0, name, store_id, incarnation, first_lsn,\n             has_log)\n--\n\n"
      "Write an empty arena (state CREATING) into fd, whose size_bytes must be reserved and zero."},
     {"read_header", function_read_header, METH_O,
-     "read_header($module, fd, /)\n--\n\nHeader and ring words of any layout version; CorruptData if neither copy is good."},
+     "read_header($module, fd, /)\n--\n\nHeader and ring words of any layout version; CorruptData if neither copy "
+     "is good."},
     {"verify", NAMED(function_verify),
      "verify($module, /, data, *, store_id, incarnation, first_lsn)\n--\n\n"
      "Check log records: consumed_bytes, next_lsn, records, durable_before, wall_ms, stopped (None or why)."},
-    {"crc32c", NAMED(function_crc32c), "crc32c($module, /, data, crc=0)\n--\n\nCRC-32C of the bytes, going on from crc."},
+    {"crc32c", NAMED(function_crc32c), "crc32c($module, /, data, crc=0)\n--\n\nCRC-32C, going on from crc."},
     {"set_codec", NAMED(function_set_codec),
-     "set_codec($module, /, encode, decode)\n--\n\nRegister the Python side of the values that C does not encode itself."},
+     "set_codec($module, /, encode, decode)\n--\n\nRegister the Python side of the values that C does not encode "
+     "itself."},
     {"set_errors", function_set_errors, METH_O,
      "set_errors($module, table, /)\n--\n\nRegister the exception classes, by name."},
     {NULL, NULL, 0, NULL}};
@@ -141,9 +143,10 @@ static int module_execute(PyObject *module) {
     if (state->store_type == NULL || state->arena_type == NULL || state->piece_type == NULL) {
         return -1;
     }
-    return add_number(module, "LAYOUT_VERSION", LAYOUT_VERSION) || add_number(module, "LAYOUT_HASH", arena_layout_hash()) ||
-           add_number(module, "LSN_GAP", LSN_GAP) || add_number(module, "KEY_LIMIT", KEY_LIMIT) ||
-           add_number(module, "CURSOR_END", CURSOR_END) ? -1 : 0;
+    bool failed = add_number(module, "LAYOUT_VERSION", LAYOUT_VERSION) ||
+                  add_number(module, "LAYOUT_HASH", arena_layout_hash()) || add_number(module, "LSN_GAP", LSN_GAP) ||
+                  add_number(module, "KEY_LIMIT", KEY_LIMIT) || add_number(module, "CURSOR_END", CURSOR_END);
+    return failed ? -1 : 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -191,7 +194,7 @@ static PyModuleDef_Slot module_slots[] = {
 struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "shmkv.segment._core",
-    .m_doc = "The binding of the C core: two types over one mapping. Store is what users call, Arena what services call.",
+    .m_doc = "The binding of the C core: two types over one mapping. Store is for users, Arena for services.",
     .m_size = sizeof(ModuleState),
     .m_methods = module_functions,
     .m_slots = module_slots,

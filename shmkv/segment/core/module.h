@@ -129,8 +129,9 @@ extern __thread CachedClaim claim_cache[CACHED_CLAIMS] __attribute__((tls_model(
 extern const volatile uint64_t *fork_word;
 
 bool registry_start(void);
-/* Mapping of the object behind fd, shared with other handles on it; NULL with an exception set.  Keeps no fd. */
-Mapping *registry_open(ModuleState *state, int fd, bool read_only);
+/* Mapping of the object behind fd, shared with other handles on it; NULL with an exception set.  Keeps no fd.
+ * prefault: touch locks, ring and slots now (only a mapping that is made new). */
+Mapping *registry_open(ModuleState *state, int fd, bool read_only, bool prefault);
 void mapping_keep(Mapping *mapping);
 void mapping_release(Mapping *mapping);
 /* The calling thread's claim; *status says why there is none. */
@@ -188,6 +189,8 @@ ALWAYS_INLINE void op_end(Op *op) {
     }
 }
 
+/* As op_begin, for what would not notice by itself that the arena has ended. */
+bool op_begin_current(Op *op, Handle *handle);
 /* What follows a first try that gave s: waits while ST_BUSY, attaches anew on ST_RETIRED; the final status. */
 Status op_finish(Op *op, Status s, Operation run, void *arguments);
 /* Runs it without the GIL from the start, then as op_finish. */

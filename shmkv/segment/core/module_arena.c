@@ -21,13 +21,13 @@ typedef struct ArenaObject {
 
 /* ---- life ---------------------------------------------------------------------------------------- */
 static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fd", "read_only", NULL};
-    int fd, read_only = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p:Arena", names, &fd, &read_only)) {
+    static char *names[] = {"fd", "read_only", "prefault", NULL};
+    int fd, read_only = 0, prefault = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pp:Arena", names, &fd, &read_only, &prefault)) {
         return NULL;
     }
     ModuleState *state = state_of_type(type);
-    Mapping *mapping = state == NULL ? NULL : registry_open(state, fd, read_only != 0);
+    Mapping *mapping = state == NULL ? NULL : registry_open(state, fd, read_only != 0, prefault != 0);
     if (mapping == NULL) {
         return NULL;
     }
@@ -36,7 +36,8 @@ static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         mapping_release(mapping);
         return NULL;
     }
-    self->handle = (Handle){.mapping = mapping, .state = state, .lock_timeout_ns = PATIENCE_NS, .log_timeout_ns = PATIENCE_NS,
+    self->handle = (Handle){.mapping = mapping, .state = state, .lock_timeout_ns = PATIENCE_NS,
+                            .log_timeout_ns = PATIENCE_NS,
                             .durability = 0, .read_only = read_only != 0};
     return (PyObject *)self;
 }
@@ -123,12 +124,13 @@ typedef struct NewState {
 } NewState;
 
 static bool parse_state(PyObject *args, PyObject *kwargs, NewState *to) {
-    static char *names[] = {"state", "supervisor_pid", "log_state", "lag_limit_ms", "durability", "condemned", "adopted", NULL};
+    static char *names[] = {"state", "supervisor_pid", "log_state", "lag_limit_ms", "durability", "condemned",
+                            "adopted", NULL};
     static const char *const states[] = {"CREATING", "READY"}, *const log_states[] = {"OK", "DISK_FULL", "FAILED"};
     const char *state = NULL, *log_state = NULL, *durability = NULL;
     PyObject *pid = Py_None, *lag = Py_None, *condemned = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zOzOzOp:set_state", names, &state, &pid, &log_state, &lag, &durability,
-                                     &condemned, &to->adopted)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zOzOzOp:set_state", names, &state, &pid, &log_state, &lag,
+                                     &durability, &condemned, &to->adopted)) {
         return false;
     }
     if (state != NULL) {
@@ -266,7 +268,8 @@ static PyObject *arena_collapse(PyObject *self, PyObject *const *args, Py_ssize_
     int failed = 0;
     if (start < whole) {
         op_release_gil(&op);
-        failed = madvise(arena->base + start, min_u64(align_up(range[1], HUGE_PAGE_BYTES), whole - start), MADV_COLLAPSE);
+        failed = madvise(arena->base + start, min_u64(align_up(range[1], HUGE_PAGE_BYTES), whole - start),
+                         MADV_COLLAPSE);
         op_take_gil(&op);
     }
     op_end(&op);
@@ -372,11 +375,13 @@ static PyObject *arena_stats(PyObject *self, PyObject *unused) {
 static PyMethodDef arena_methods[] = {
     {"info", arena_info, METH_NOARGS, "info($self, /)\n--\n\nHeader and control words, by name."},
     {"set_state", NAMED(arena_set_state),
-     "set_state($self, *, state=None, supervisor_pid=None, log_state=None,\n          lag_limit_ms=None, durability=None, "
-     "condemned=None, adopted=False)\n--\n\nChange words of the control page; `adopted` counts the epoch up."},
+     "set_state($self, *, state=None, supervisor_pid=None, log_state=None,\n          lag_limit_ms=None, "
+     "durability=None, condemned=None, adopted=False)\n--\n\nChange words of the control page; `adopted` counts "
+     "the epoch up."},
     {"ring", arena_ring, METH_NOARGS, "ring($self, /)\n--\n\nThe words of the ring, and now_ms of the same clock."},
     {"ring_wait", (PyCFunction)(void (*)(void))arena_ring_wait, METH_FASTCALL,
-     "ring_wait($self, after_lsn, timeout_s, /)\n--\n\nWait until there is work past after_lsn, or the timeout; the tail."},
+     "ring_wait($self, after_lsn, timeout_s, /)\n--\n\nWait until there is work past after_lsn, or the timeout; the "
+     "tail."},
     {"ring_pieces", (PyCFunction)(void (*)(void))arena_ring_pieces, METH_FASTCALL,
      "ring_pieces($self, start_lsn, end_lsn, /)\n--\n\nRead-only views of the ring; valid until its head passes them."},
     {"publish_written", arena_publish_written, METH_O,
@@ -386,7 +391,8 @@ static PyMethodDef arena_methods[] = {
     {"set_lsn", arena_set_lsn, METH_O, "set_lsn($self, lsn, /)\n--\n\nWhere the log goes on; only while CREATING."},
     {"mark", arena_mark, METH_O, "mark($self, wall_ms, /)\n--\n\nAppend a mark record; its LSN."},
     {"apply", NAMED(arena_apply),
-     "apply($self, data, *, store_id, incarnation, first_lsn)\n--\n\nCheck log records and apply them; only while CREATING."},
+     "apply($self, data, *, store_id, incarnation, first_lsn)\n--\n\nCheck log records and apply them; only while "
+     "CREATING."},
     {"sweep", arena_sweep, METH_O, "sweep($self, stripe, /)\n--\n\nRepair the stripe if need be, unlink what is dead."},
     {"compact", arena_compact, METH_O, "compact($self, stripe, /)\n--\n\nMove entries together; pages that came free."},
     {"collapse", (PyCFunction)(void (*)(void))arena_collapse, METH_FASTCALL,
@@ -401,7 +407,7 @@ static PyMethodDef arena_methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot arena_slots_table[] = {
-    {Py_tp_doc, "Arena(fd, *, read_only=False)\n--\n\nMaintenance of one arena: supervisor, persister, keeper, admin."},
+    {Py_tp_doc, "Arena(fd, *, read_only=False, prefault=True)\n--\n\nMaintenance of one arena: supervisor, persister, keeper, admin."},
     {Py_tp_new, arena_new},
     {Py_tp_dealloc, arena_dealloc},
     {Py_tp_traverse, arena_traverse},

@@ -54,7 +54,8 @@ static bool get_chunk(StoreObject *self, PyObject *const *keys, GetMany *many) {
         done = op_key(&op, keys[i], &many->keys[i]);
     }
     if (done) {
-        Status s = store_get_many(&op.call, many->keys, many->n, many->buffer, sizeof many->buffer, many->values, many->status);
+        Status s = store_get_many(&op.call, many->keys, many->n, many->buffer, sizeof many->buffer, many->values,
+                                  many->status);
         if (UNLIKELY(s != ST_OK)) {
             s = op_finish(&op, s, run_get_many, many);
         }
@@ -68,7 +69,8 @@ static bool get_chunk(StoreObject *self, PyObject *const *keys, GetMany *many) {
 }
 
 /* Puts what was found into the dict; *packed = how many came with the chunk. */
-static bool collect_chunk(StoreObject *self, PyObject *const *keys, const GetMany *many, PyObject *result, uint32_t *packed) {
+static bool collect_chunk(StoreObject *self, PyObject *const *keys, const GetMany *many, PyObject *result,
+                          uint32_t *packed) {
     *packed = 0;
     for (uint32_t i = 0; i < many->n; i++) {
         if (many->status[i] == ST_NOT_FOUND) {
@@ -76,7 +78,8 @@ static bool collect_chunk(StoreObject *self, PyObject *const *keys, const GetMan
         }
         PyObject *value;
         if (many->status[i] == ST_OK) {
-            value = decode_value(self->handle.state, many->values[i].type, many->values[i].data, many->values[i].length);
+            value = decode_value(self->handle.state, many->values[i].type, many->values[i].data,
+                                 many->values[i].length);
             ++*packed;
         } else {
             /* The dict itself stands for "missing": no value can be this object. */
@@ -356,8 +359,8 @@ static Status run_scan(Call *call, void *arguments) {
         return ST_CONDITION;
     }
     uint64_t cursor = scan->cursor & low;
-    Status s = store_scan(call, scan->namespace_id, &cursor, scan->with_values, scan->buffer, scan->capacity, &scan->used,
-                          &scan->count);
+    Status s = store_scan(call, scan->namespace_id, &cursor, scan->with_values, scan->buffer, scan->capacity,
+                          &scan->used, &scan->count);
     if (s == ST_OK) {
         scan->cursor = cursor == CURSOR_END ? CURSOR_END : cursor | mark;
     }
@@ -373,7 +376,8 @@ static PyObject *scan_list(ModuleState *state, const Scan *scan) {
         const uint8_t *key_bytes = at + sizeof item;
         PyObject *entry = key_object(key_bytes, item.key_length);
         if (entry != NULL && scan->with_values) {
-            PyObject *value = decode_value(state, item.type, key_bytes + align_up(item.key_length, 8), item.value_length);
+            PyObject *value = decode_value(state, item.type, key_bytes + align_up(item.key_length, 8),
+                                           item.value_length);
             PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, entry, value);
             Py_XDECREF(value);
             Py_SETREF(entry, pair);

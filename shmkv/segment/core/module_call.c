@@ -15,7 +15,8 @@
 
 bool handle_check_open(const Handle *handle) {
     if (handle->mapping == NULL) {
-        PyErr_SetString(PyExc_ValueError, handle->closed ? "store is closed" : "store is not open: call __init__ first");
+        PyErr_SetString(PyExc_ValueError, handle->closed ? "store is closed" : "store is not open: call __init__ "
+                        "first");
         return false;
     }
     return true;
@@ -90,7 +91,7 @@ static Mapping *open_successor(Op *op, const uint8_t *store_id, uint64_t old_id)
     if (fd == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    Mapping *mapping = registry_open(handle->state, (int)fd, handle->read_only);
+    Mapping *mapping = registry_open(handle->state, (int)fd, handle->read_only, true);
     close((int)fd);
     if (mapping == NULL) {
         return NULL;
@@ -169,6 +170,23 @@ Status op_finish(Op *op, Status s, Operation run, void *arguments) {
             return s;
         }
     }
+}
+
+static Status run_nothing(Call *call, void *unused) {
+    (void)unused;
+    return arena_retired(call->arena) ? ST_RETIRED : ST_OK;
+}
+
+bool op_begin_current(Op *op, Handle *handle) {
+    if (!op_begin(op, handle)) {
+        return false;
+    }
+    Status s = op_finish(op, run_nothing(&op->call, NULL), run_nothing, NULL);
+    if (s != ST_OK) {
+        raise_status(op, s, NULL);
+        op_end(op);
+    }
+    return s == ST_OK;
 }
 
 Status op_run_released(Op *op, Operation run, void *arguments) {

@@ -26,7 +26,8 @@ bool key_text_slowly(PyObject *object, const char **data, Py_ssize_t *length) {
 
 bool op_key_failed(Op *op, Status s, Py_ssize_t length) {
     if (s == ST_KEY_TOO_LARGE) {
-        raise_error(op->handle->state, ERROR_KEY_TOO_LARGE, "the key has %zd bytes, the limit is %u; use its digest as the key",
+        raise_error(op->handle->state, ERROR_KEY_TOO_LARGE, "the key has %zd bytes, the limit is %u; use its digest "
+                    "as the key",
                     length, KEY_LIMIT);
     } else {
         raise_status(op, s, NULL);
@@ -149,7 +150,8 @@ PyObject *decode_value(ModuleState *state, uint8_t type, const uint8_t *data, ui
     case TYPE_INT:
     case TYPE_FLOAT:
         if (length != 8) {
-            raise_error(state, ERROR_CORRUPT_DATA, "a number with %llu bytes instead of 8 is in the store; write it anew",
+            raise_error(state, ERROR_CORRUPT_DATA, "a number with %llu bytes instead of 8 is in the store; write it "
+                        "anew",
                         (unsigned long long)length);
             return NULL;
         }

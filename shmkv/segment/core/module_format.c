@@ -28,14 +28,15 @@ static bool plan_or_raise(ArenaPlan *plan) {
         return true;
     }
     if (plan->size_bytes > asked) {
-        PyErr_Format(PyExc_ValueError, "%llu bytes are too few for a store with these settings: it needs at least %llu; give "
-                     "more memory, or a smaller ring or expected_items", (unsigned long long)asked,
+        PyErr_Format(PyExc_ValueError, "%llu bytes are too few for a store with these settings: it needs at least "
+                     "%llu; give more memory, or a smaller ring or expected_items", (unsigned long long)asked,
                      (unsigned long long)plan->size_bytes);
     } else {
-        PyErr_Format(PyExc_ValueError, "a setting is out of range: ring_bytes %llu (65536 to 2**34), stripes %u (a power of two, "
-                     "%u to %u), max_size_bytes %llu (at least size_bytes, %llu), expected_items %llu, first_lsn %llu (a multiple "
-                     "of the ring's size, at least 2**40)", (unsigned long long)plan->ring_bytes, plan->stripe_count, STRIPES_MIN,
-                     STRIPES_MAX, (unsigned long long)plan->max_size_bytes, (unsigned long long)asked,
+        PyErr_Format(PyExc_ValueError, "a setting is out of range: ring_bytes %llu (65536 to 2**34), stripes %u (a "
+                     "power of two, %u to %u), max_size_bytes %llu (at least size_bytes, %llu), expected_items "
+                     "%llu, first_lsn %llu (a multiple of the ring's size, at least "
+                     "2**40)", (unsigned long long)plan->ring_bytes, plan->stripe_count,
+                     STRIPES_MIN, STRIPES_MAX, (unsigned long long)plan->max_size_bytes, (unsigned long long)asked,
                      (unsigned long long)plan->expected_items, (unsigned long long)plan->first_lsn);
     }
     return false;
@@ -98,15 +99,16 @@ static bool format_fd(int fd, const ArenaPlan *plan) {
 
 PyObject *function_format_arena(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
-    static char *names[] = {"fd", "size_bytes", "max_size_bytes", "ring_bytes", "expected_items", "stripes", "name", "store_id",
+    static char *names[] = {"fd", "size_bytes", "max_size_bytes", "ring_bytes", "expected_items", "stripes", "name",
+                            "store_id",
                             "incarnation", "first_lsn", "has_log", NULL};
     int fd, has_log = -1;
     unsigned long long size = 0, max_size = 0, ring = 0, items = 0, incarnation = 0, first_lsn = 0;
     unsigned int stripes = 0;
     const char *name = NULL;
     Py_buffer store_id = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$KKKKIsy*KKp:format_arena", names, &fd, &size, &max_size, &ring, &items,
-                                     &stripes, &name, &store_id, &incarnation, &first_lsn, &has_log)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$KKKKIsy*KKp:format_arena", names, &fd, &size, &max_size,
+                                     &ring, &items, &stripes, &name, &store_id, &incarnation, &first_lsn, &has_log)) {
         return NULL;
     }
     ArenaPlan plan = {.size_bytes = size, .max_size_bytes = max_size, .ring_bytes = ring, .expected_items = items,
@@ -114,7 +116,8 @@ PyObject *function_format_arena(PyObject *module, PyObject *args, PyObject *kwar
                       .first_lsn = first_lsn};
     bool done = false;
     if (name == NULL || store_id.buf == NULL || incarnation == 0 || first_lsn == 0 || has_log < 0) {
-        PyErr_SetString(PyExc_TypeError, "format_arena() needs name, store_id, incarnation (1 or more), first_lsn and has_log");
+        PyErr_SetString(PyExc_TypeError, "format_arena() needs name, store_id, incarnation (1 or more), first_lsn "
+                        "and has_log");
     } else if (store_id.len != sizeof plan.store_id || strlen(name) >= sizeof plan.name) {
         PyErr_Format(PyExc_ValueError, "store_id has %zd bytes instead of 16, or name %zu bytes instead of 71 or less",
                      store_id.len, strlen(name));
@@ -145,9 +148,9 @@ PyObject *function_read_header(PyObject *module, PyObject *fd_object) {
     const uint8_t *base = (const uint8_t *)words;
     const ArenaHeader *header = got < (ssize_t)sizeof words ? NULL : header_choose(base);
     if (header == NULL || header->control_offset != 2 * HEADER_BYTES) {
-        raise_error(PyModule_GetState(module), ERROR_CORRUPT_DATA, "neither copy of the header is good (%zd bytes read, magic "
-                    "%016llx and %016llx, needed %016llx): this is no arena, or its creation was cut off; start the store's "
-                    "supervisor, which makes a new one", got, (unsigned long long)words[0],
+        raise_error(PyModule_GetState(module), ERROR_CORRUPT_DATA, "neither copy of the header is good (%zd bytes "
+                    "read, magic %016llx and %016llx, needed %016llx): this is no arena, or its creation was cut "
+                    "off; start the store's supervisor, which makes a new one", got, (unsigned long long)words[0],
                     (unsigned long long)words[HEADER_BYTES / 8], (unsigned long long)ARENA_MAGIC);
         return NULL;
     }
@@ -174,15 +177,17 @@ PyObject *replay_data(ModuleState *state, Arena *arena, PyObject *args, PyObject
     s = replay(arena, seed, data.buf, (uint64_t)data.len, first_lsn, &r);
     Py_END_ALLOW_THREADS
     if (s == ST_FULL) {
-        raise_error(state, ERROR_MEMORY_LIMIT, "the arena is too small for what the log holds: it is full at LSN %llu; start the "
-                    "store with more memory", (unsigned long long)r.next_lsn);
+        raise_error(state, ERROR_MEMORY_LIMIT, "the arena is too small for what the log holds: it is full at LSN "
+                    "%llu; start the store with more memory", (unsigned long long)r.next_lsn);
     } else if (s != ST_OK) {
-        raise_error(state, ERROR_CORRUPT_DATA, "the arena cannot take the log's records: status %d at LSN %llu; start anew",
+        raise_error(state, ERROR_CORRUPT_DATA, "the arena cannot take the log's records: status %d at LSN %llu; "
+                    "start anew",
                     (int)s, (unsigned long long)r.next_lsn);
     } else {
         result = Py_BuildValue("{sKsKsKsKsKsKsz}", "consumed_bytes", (unsigned long long)r.consumed_bytes, "next_lsn",
                                (unsigned long long)r.next_lsn, "records", (unsigned long long)r.records, "applied",
-                               (unsigned long long)r.applied, "durable_before", (unsigned long long)r.durable_before, "wall_ms",
+                               (unsigned long long)r.applied, "durable_before", (unsigned long long)r.durable_before,
+                               "wall_ms",
                                (unsigned long long)r.wall_ms, "stopped", r.stopped);
     }
 done:

@@ -76,7 +76,8 @@ PyObject *arena_ring_pieces(PyObject *self, PyObject *const *args, Py_ssize_t na
     uint64_t head = load_acquire(&arena->control->ring_head), tail = load_acquire(&arena->control->ring_tail);
     PyObject *result = NULL;
     if (start < head || end < start || end > tail) {
-        PyErr_Format(PyExc_ValueError, "LSNs %llu to %llu are not in the ring, which holds %llu to %llu", (unsigned long long)start,
+        PyErr_Format(PyExc_ValueError, "LSNs %llu to %llu are not in the ring, which holds %llu to %llu",
+                     (unsigned long long)start,
                      (unsigned long long)end, (unsigned long long)head, (unsigned long long)tail);
     } else {
         uint64_t at = start & (arena->ring_bytes - 1), length = end - start;
@@ -144,8 +145,8 @@ PyObject *arena_ring_wait(PyObject *self, PyObject *const *args, Py_ssize_t narg
 static bool check_publish(const Control *control, uint64_t lsn, uint64_t least, const char *what) {
     uint64_t tail = load_acquire(&control->ring_tail);
     if (lsn > tail || lsn < least) {
-        PyErr_Format(PyExc_ValueError, "%s LSN %llu must lie between %llu and the tail, %llu", what, (unsigned long long)lsn,
-                     (unsigned long long)least, (unsigned long long)tail);
+        PyErr_Format(PyExc_ValueError, "%s LSN %llu must lie between %llu and the tail, %llu", what,
+                     (unsigned long long)lsn, (unsigned long long)least, (unsigned long long)tail);
         return false;
     }
     return true;
@@ -201,7 +202,8 @@ PyObject *arena_set_lsn(PyObject *self, PyObject *lsn_object) {
     Control *control = op.call.arena->control;
     bool good = check_creating(&op);
     if (good && (lsn == 0 || lsn % 8 != 0)) {
-        PyErr_Format(PyExc_ValueError, "LSN %llu is no place of a record: they are multiples of 8", (unsigned long long)lsn);
+        PyErr_Format(PyExc_ValueError, "LSN %llu is no place of a record: they are multiples of 8",
+                     (unsigned long long)lsn);
         good = false;
     }
     if (good) {

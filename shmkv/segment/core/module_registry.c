@@ -249,10 +249,12 @@ bool registry_start(void) {
 
 /* ---- mappings -------------------------------------------------------------------------------------------- */
 /* Locks, ring and slots are touched by every process: a fault for each page later costs 40 times as much. */
-static void populate(const Mapping *mapping, bool read_only) {
+static void prepare(const Mapping *mapping, bool read_only, bool prefault) {
     const Arena *arena = &mapping->arena;
     uint64_t bytes = (uint64_t)(arena->ring - arena->base) + arena->ring_bytes;
-    madvise(arena->base, bytes, read_only ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
+    if (prefault) {
+        madvise(arena->base, bytes, read_only ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
+    }
     madvise(arena->base, arena->mapped_bytes, MADV_DONTDUMP);
 }
 
@@ -290,10 +292,11 @@ static void *map_aligned(int fd, size_t bytes, int protection) {
     return base;
 }
 
-static Mapping *map_object(ModuleState *state, int fd, const struct stat *st, bool read_only) {
+static Mapping *map_object(ModuleState *state, int fd, const struct stat *st, bool read_only, bool prefault) {
     if (st->st_size < 4 * (off_t)HEADER_BYTES) {
-        raise_error(state, ERROR_CORRUPT_DATA, "the shared object has %lld bytes, an arena at least %d: it is no store, "
-                    "or its creation has not got far; start the store's supervisor", (long long)st->st_size, 4 * HEADER_BYTES);
+        raise_error(state, ERROR_CORRUPT_DATA, "the shared object has %lld bytes, an arena at least %d: it is no "
+                    "store, or its creation has not got far; start the store's supervisor", (long long)st->st_size,
+                    4 * HEADER_BYTES);
         return NULL;
     }
     Mapping *mapping = calloc(1, sizeof *mapping);
@@ -313,7 +316,7 @@ static Mapping *map_object(ModuleState *state, int fd, const struct stat *st, bo
             s = ST_CORRUPT;
         }
         if (s == ST_OK) {
-            populate(mapping, read_only);
+            prepare(mapping, read_only, prefault);
         }
     }
     Py_END_ALLOW_THREADS
@@ -349,7 +352,7 @@ static Mapping *find_mapping(const struct stat *st, bool read_only) {
     return NULL;
 }
 
-Mapping *registry_open(ModuleState *state, int fd, bool read_only) {
+Mapping *registry_open(ModuleState *state, int fd, bool read_only, bool prefault) {
     struct stat st;
     if (fstat(fd, &st) != 0) {
         return (Mapping *)PyErr_SetFromErrno(PyExc_OSError);
@@ -363,7 +366,7 @@ Mapping *registry_open(ModuleState *state, int fd, bool read_only) {
     if (found != NULL) {
         return found;
     }
-    Mapping *made = map_object(state, fd, &st, read_only);
+    Mapping *made = map_object(state, fd, &st, read_only, prefault);
     if (made == NULL) {
         return NULL;
     }

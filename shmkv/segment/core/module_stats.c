@@ -77,9 +77,11 @@ static bool put_log(PyObject *dict, const Arena *arena) {
     uint64_t since = load_relaxed(&control->durable_time_ms), now = clock_coarse_ms();
     uint64_t lag = arena->has_log && tail > durable ? tail - durable : 0;
     const Number numbers[] = {
-        {"tail", tail}, {"head", load_acquire(&control->ring_head)}, {"written_lsn", load_acquire(&control->written_lsn)},
+        {"tail", tail}, {"head", load_acquire(&control->ring_head)},
+        {"written_lsn", load_acquire(&control->written_lsn)},
         {"durable_lsn", durable}, {"ring_bytes", arena->ring_bytes}, {"has_log", arena->has_log}, {"lag_bytes", lag},
-        {"lag_ms", lag != 0 && now > since ? now - since : 0}, {"lag_limit_ms", load_relaxed_u32(&control->lag_limit_ms)},
+        {"lag_ms", lag != 0 && now > since ? now - since : 0},
+        {"lag_limit_ms", load_relaxed_u32(&control->lag_limit_ms)},
         {"log_state", load_relaxed_u32(&control->log_state)}, {"epoch", load_relaxed(&control->epoch)}};
     return PUT_ALL(dict, numbers);
 }
@@ -110,7 +112,8 @@ PyObject *stats_dict(const Arena *arena) {
 static PyObject *slot_dict(const Slot *slot, uint32_t index, uint64_t owner) {
     PyObject *dict = PyDict_New();
     const Number numbers[] = {
-        {"slot", index}, {"pid", owner >> 32}, {"tid", owner & UINT32_MAX}, {"start_time", load_relaxed(&slot->start_time)},
+        {"slot", index}, {"pid", owner >> 32}, {"tid", owner & UINT32_MAX},
+        {"start_time", load_relaxed(&slot->start_time)},
         {"alive", !slot_owner_dead(slot, owner)}, {"last_lsn", load_relaxed(&slot->last_lsn)},
         {"verdict", VERDICT_STATE(load_relaxed(&slot->verdict))}};
     if (dict != NULL && !(PUT_ALL(dict, numbers) && put_counters(dict, slot->counters))) {
@@ -141,7 +144,8 @@ static bool put_header(PyObject *dict, const ArenaHeader *h) {
         {"layout_version", h->layout_version}, {"layout_hash", h->layout_hash}, {"mutex_bytes", h->mutex_bytes},
         {"page_bytes", h->page_bytes}, {"pid_namespace", h->pid_namespace}, {"incarnation", h->incarnation},
         {"first_lsn", h->first_lsn}, {"created_wall_ms", h->created_wall_ms}, {"size_bytes", h->size_bytes},
-        {"wall_minus_boot_ms", h->wall_minus_boot_ms}, {"max_size_bytes", h->max_size_bytes}, {"ring_bytes", h->ring_bytes},
+        {"wall_minus_boot_ms", h->wall_minus_boot_ms}, {"max_size_bytes", h->max_size_bytes},
+        {"ring_bytes", h->ring_bytes},
         {"ring_offset", h->ring_offset},
         {"control_offset", h->control_offset}, {"page_count", h->page_count}, {"expected_items", h->expected_items},
         {"stripes", h->stripe_count}, {"buckets_per_stripe", h->buckets_per_stripe}, {"eviction", h->eviction}};
@@ -154,13 +158,15 @@ static bool put_header(PyObject *dict, const ArenaHeader *h) {
 }
 
 static bool put_name(PyObject *dict, const char *name, const char *const *names, size_t n, uint32_t index) {
-    return dict_put(dict, name, index < n ? PyUnicode_FromString(names[index]) : PyUnicode_FromFormat("unknown (%u)", index));
+    return dict_put(dict, name, index < n ? PyUnicode_FromString(names[index])
+                                          : PyUnicode_FromFormat("unknown (%u)", index));
 }
 
 static bool put_control(PyObject *dict, const Control *control) {
     const Number numbers[] = {
         {"epoch", load_relaxed(&control->epoch)}, {"supervisor_pid", load_relaxed_u32(&control->supervisor_pid)},
-        {"lag_limit_ms", load_relaxed_u32(&control->lag_limit_ms)}, {"persister_pid", load_relaxed(&control->persister_pid)},
+        {"lag_limit_ms", load_relaxed_u32(&control->lag_limit_ms)},
+        {"persister_pid", load_relaxed(&control->persister_pid)},
         {"tail", load_acquire(&control->ring_tail)}, {"head", load_acquire(&control->ring_head)},
         {"written_lsn", load_acquire(&control->written_lsn)}, {"durable_lsn", load_acquire(&control->durable_lsn)},
         {"page_limit", load_relaxed(&control->page_limit)}};

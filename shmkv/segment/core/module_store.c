@@ -178,7 +178,8 @@ static Status run_set(Call *call, void *arguments) {
     Change *change = arguments;
     Key *key = &change->key;
     Status s = key_init(call->arena, key, key->data, key->length, key->namespace_id);
-    return s == ST_OK ? store_set(call, key, change->encoded.type, change->encoded.data, change->encoded.length, &change->options)
+    return s == ST_OK ? store_set(call, key, change->encoded.type, change->encoded.data, change->encoded.length,
+                                  &change->options)
                       : s;
 }
 
@@ -193,7 +194,8 @@ static Status run_incr(Call *call, void *arguments) {
     Change *change = arguments;
     Key *key = &change->key;
     Status s = key_init(call->arena, key, key->data, key->length, key->namespace_id);
-    return s == ST_OK ? store_incr(call, key, change->amount, change->initial, change->options.expires_ms, &change->number) : s;
+    return s == ST_OK ? store_incr(call, key, change->amount, change->initial, change->options.expires_ms,
+                                   &change->number) : s;
 }
 
 static Status run_append(Call *call, void *arguments) {
@@ -264,8 +266,8 @@ int store_assign(StoreObject *self, PyObject *key, PyObject *value) {
     return s == ST_OK ? 0 : -1;
 }
 
-enum { SET_KEY, SET_VALUE, SET_TTL, SET_EXPIRES_AT, SET_KEEP, SET_ABSENT, SET_PRESENT, SET_VERSION, SET_PINNED, SET_DURABLE,
-       SET_PARAMETERS };
+enum { SET_KEY, SET_VALUE, SET_TTL, SET_EXPIRES_AT, SET_KEEP, SET_ABSENT, SET_PRESENT, SET_VERSION, SET_PINNED,
+       SET_DURABLE, SET_PARAMETERS };
 static const Signature set_signature = {"set", 2, 2, SET_PARAMETERS,
     {NAME_KEY, NAME_VALUE, NAME_TTL, NAME_EXPIRES_AT, NAME_KEEP_TTL, NAME_IF_ABSENT, NAME_IF_PRESENT, NAME_IF_VERSION,
      NAME_PIN, NAME_DURABILITY}};
@@ -430,7 +432,8 @@ PyObject *store_append_method(StoreObject *self, PyObject *const *args, Py_ssize
         return NULL;
     }
     if (!PyBytes_CheckExact(args[1]) && !PyUnicode_CheckExact(args[1])) {
-        PyErr_Format(PyExc_TypeError, "append() adds str to a str or bytes to bytes, not %.200s", Py_TYPE(args[1])->tp_name);
+        PyErr_Format(PyExc_TypeError, "append() adds str to a str or bytes to bytes, not %.200s",
+                     Py_TYPE(args[1])->tp_name);
         return NULL;
     }
     if (!encode_value(self->handle.state, args[1], &change.encoded)) {
@@ -438,7 +441,8 @@ PyObject *store_append_method(StoreObject *self, PyObject *const *args, Py_ssize
     }
     Status s = change_run(&op, &self->handle, args[0], &change, run_append);
     if (s == ST_WRONG_TYPE) {
-        PyErr_Format(PyExc_TypeError, "the value of %R is not of type %s: append() adds str to a str or bytes to bytes", args[0],
+        PyErr_Format(PyExc_TypeError, "the value of %R is not of type %s: append() adds str to a str or bytes to "
+                     "bytes", args[0],
                      Py_TYPE(args[1])->tp_name);
         s = ST_RAISED;
     }

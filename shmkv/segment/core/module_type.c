@@ -36,8 +36,8 @@ static int store_init(StoreObject *self, PyObject *args, PyObject *kwargs) {
     Handle *handle = &self->handle;
     int fd, read_only = 0;
     PyObject *name, *lock_timeout = NULL, *log_timeout = NULL, *durability = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iU|$pOOO:Store", names, &fd, &name, &read_only, &lock_timeout, &log_timeout,
-                                     &durability)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iU|$pOOO:Store", names, &fd, &name, &read_only, &lock_timeout,
+                                     &log_timeout, &durability)) {
         return -1;
     }
     if (handle->mapping != NULL || handle->closed) {
@@ -47,7 +47,7 @@ static int store_init(StoreObject *self, PyObject *args, PyObject *kwargs) {
     if (!store_settings(handle, lock_timeout, log_timeout, durability)) {
         return -1;
     }
-    Mapping *mapping = registry_open(handle->state, fd, read_only != 0);
+    Mapping *mapping = registry_open(handle->state, fd, read_only != 0, true);
     if (mapping == NULL) {
         return -1;
     }
@@ -129,9 +129,9 @@ static bool sync_target(Op *op, PyObject *lsn_object, uint64_t *target) {
         return false;
     }
     if (lsn != 0 && lsn < op->mapping->first_lsn) {
-        raise_error(op->handle->state, ERROR_DURABILITY_UNKNOWN, "LSN %llu is from before the last restart (this life of the "
-                    "store begins at LSN %llu); whether it came to the disk, its key's entry tells", (unsigned long long)lsn,
-                    (unsigned long long)op->mapping->first_lsn);
+        raise_error(op->handle->state, ERROR_DURABILITY_UNKNOWN, "LSN %llu is from before the last restart (this "
+                    "life of the store begins at LSN %llu); whether it came to the disk, its key's entry tells",
+                    (unsigned long long)lsn, (unsigned long long)op->mapping->first_lsn);
         return false;
     }
     /* A version is where its record begins, and durable_lsn stops only where records end. */
@@ -142,12 +142,13 @@ static bool sync_target(Op *op, PyObject *lsn_object, uint64_t *target) {
 static void raise_not_synced(Op *op, Status s, uint64_t target, uint64_t timeout_ns) {
     uint64_t durable = load_acquire(&op->call.arena->control->durable_lsn);
     if (s == ST_LOG_REFUSED) {
-        raise_error(op->handle->state, ERROR_DURABILITY_UNKNOWN, "the log has failed at LSN %llu, before LSN %llu: what was "
-                    "written since is in memory only; replace the disk and restart the store", (unsigned long long)durable,
-                    (unsigned long long)target);
+        raise_error(op->handle->state, ERROR_DURABILITY_UNKNOWN, "the log has failed at LSN %llu, before LSN %llu: "
+                    "what was written since is in memory only; replace the disk and restart the store",
+                    (unsigned long long)durable, (unsigned long long)target);
     } else if (s != ST_RAISED) {
-        raise_error(op->handle->state, ERROR_LOG_STALLED, "after %.1f s the log is on disk up to LSN %llu, not to LSN %llu; see "
-                    "that the store's supervisor runs and its disk is not stuck, or give a longer timeout",
+        raise_error(op->handle->state, ERROR_LOG_STALLED, "after %.1f s the log is on disk up to LSN %llu, not to "
+                    "LSN %llu; see that the store's supervisor runs and its disk is not stuck, or give a longer "
+                    "timeout",
                     (double)timeout_ns / 1e9, (unsigned long long)durable, (unsigned long long)target);
     }
 }
@@ -178,7 +179,7 @@ static PyObject *store_sync(StoreObject *self, PyObject *args, PyObject *kwargs)
 static PyObject *store_stats(StoreObject *self, PyObject *unused) {
     (void)unused;
     Op op;
-    if (!op_begin(&op, &self->handle)) {
+    if (!op_begin_current(&op, &self->handle)) {
         return NULL;
     }
     PyObject *result = op_still_there(&op) ? stats_dict(op.call.arena) : NULL;
@@ -214,7 +215,10 @@ static PyObject *store_closed(StoreObject *self, void *unused) {
 }
 static PyObject *store_id_attribute(StoreObject *self, void *unused) {
     (void)unused;
-    return handle_check_open(&self->handle) ? PyBytes_FromStringAndSize((const char *)self->handle.mapping->store_id, 16) : NULL;
+    if (!handle_check_open(&self->handle)) {
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize((const char *)self->handle.mapping->store_id, 16);
 }
 static PyObject *store_incarnation(StoreObject *self, void *unused) {
     (void)unused;
@@ -237,7 +241,8 @@ static PyGetSetDef store_attributes[] = {
     {"closed", (getter)store_closed, NULL, "Whether the handle is closed.", NULL},
     {"store_id", (getter)store_id_attribute, NULL, "The 16 bytes that name the store for ever.", NULL},
     {"incarnation", (getter)store_incarnation, NULL, "Number of this life of the arena.", NULL},
-    {"last_lsn", (getter)store_last_lsn, NULL, "Version that the last write of this thread made; 0 if there was none.", NULL},
+    {"last_lsn", (getter)store_last_lsn, NULL, "Version that the last write of this thread made; 0 if there was "
+     "none.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMemberDef store_members[] = {
@@ -252,12 +257,14 @@ static PyMethodDef store_methods[] = {
     {"get", (PyCFunction)(void (*)(void))store_get_method, FAST,
      "get($self, key, default=None)\n--\n\nThe value of the key, or `default`."},
     {"set", (PyCFunction)(void (*)(void))store_set_method, FAST,
-     "set($self, key, value, *, ttl=None, expires_at=None, keep_ttl=False,\n    if_absent=False, if_present=False, if_version=None, "
-     "pin=False,\n    durability=None)\n--\n\nStore the value; False if the condition did not hold."},
+     "set($self, key, value, *, ttl=None, expires_at=None, keep_ttl=False,\n    if_absent=False, if_present=False, "
+     "if_version=None, pin=False,\n    durability=None)\n--\n\nStore the value; False if the condition did not "
+     "hold."},
     {"delete", (PyCFunction)(void (*)(void))store_delete_method, FAST,
      "delete($self, key, *, if_version=None)\n--\n\nDelete the key; False if there was none, or of another version."},
     {"incr", (PyCFunction)(void (*)(void))store_incr_method, FAST,
-     "incr($self, key, amount=1, *, initial=0, ttl=None)\n--\n\nAdd to the number; the result. A missing key counts as `initial`."},
+     "incr($self, key, amount=1, *, initial=0, ttl=None)\n--\n\nAdd to the number; the result. A missing key counts "
+     "as `initial`."},
     {"get_many", (PyCFunction)store_get_many_method, METH_O,
      "get_many($self, keys, /)\n--\n\nA dict of those of the keys that are there."},
     {"set_many", (PyCFunction)(void (*)(void))store_set_many_method, FAST,
@@ -279,7 +286,8 @@ static PyMethodDef store_methods[] = {
      "_scan($self, cursor, with_values, /)\n--\n\n(next cursor, keys or items of some buckets)."},
     {"_stats", (PyCFunction)store_stats, METH_NOARGS, "_stats($self, /)\n--\n\nNumbers of the arena, by name."},
     {"_reattach", (PyCFunction)store_reattach, METH_NOARGS,
-     "_reattach($self, /)\n--\n\nHook: a descriptor of the store's new arena (closed by the caller), or StoreUnavailable."},
+     "_reattach($self, /)\n--\n\nHook: a descriptor of the store's new arena (closed by the caller), or "
+     "StoreUnavailable."},
     {"_incr_slow", (PyCFunction)store_incr_slow, METH_VARARGS,
      "_incr_slow($self, key, amount, initial, ttl, /)\n--\n\nHook: incr of floats and beyond 64 bits."},
     {"__init_subclass__", (PyCFunction)(void (*)(void))store_init_subclass, METH_NOARGS | METH_CLASS,
@@ -296,7 +304,8 @@ static PyObject *store_init_subclass(PyTypeObject *cls, PyObject *unused) {
         if (inherited == NULL) {
             return NULL;
         }
-        bool ours = Py_IS_TYPE(inherited, &PyMethodDescr_Type) && ((PyMethodDescrObject *)inherited)->d_method == method;
+        bool ours = Py_IS_TYPE(inherited, &PyMethodDescr_Type) &&
+                    ((PyMethodDescrObject *)inherited)->d_method == method;
         Py_DECREF(inherited);
         PyObject *own = ours ? PyDescr_NewMethod(cls, method) : NULL;
         int failed = own != NULL ? PyObject_SetAttrString((PyObject *)cls, method->ml_name, own) : ours ? -1 : 0;
@@ -309,7 +318,8 @@ static PyObject *store_init_subclass(PyTypeObject *cls, PyObject *unused) {
 }
 
 static PyType_Slot store_slots[] = {
-    {Py_tp_doc, "Store(fd, name, *, read_only=False, lock_timeout_s=5.0, log_timeout_s=5.0,\n      durability=None)\n--\n\n"
+    {Py_tp_doc, "Store(fd, name, *, read_only=False, lock_timeout_s=5.0, log_timeout_s=5.0,\n      "
+     "durability=None)\n--\n\n"
                 "One attachment to a store; the base of shmkv.Store."},
     {Py_tp_new, store_new},
     {Py_tp_init, store_init},
