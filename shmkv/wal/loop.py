@@ -142,6 +142,9 @@ class Persister:
             self._wrote(words)
 
     def _wrote(self, words: Words) -> None:
+        if self._spares.error:
+            # Not at the next heartbeat: a second's writes may be more than what the file still holds.
+            self._pace.room(self._spares.enough, self._spares.error)
         if self._writer.written_lsn == words["tail"]:
             # Else the file was full, and the rest is due at once.
             self._pace.wrote(words["now_ms"])

@@ -177,6 +177,17 @@ def test_writes_are_refused_while_there_is_still_room_for_a_whole_ring() -> None
     life.rig.close()
 
 
+def test_a_full_disk_is_noticed_with_the_next_write_and_not_at_the_next_heartbeat() -> None:
+    life = Life(Fault(0, operations=("preallocate",), code=errno.ENOSPC, for_ever=True))
+    rig = life.rig
+    while not rig.states():
+        rig.store.set("key", bytes(500))
+        rig.turns(6)
+    assert rig.durable_lsn == rig.tail
+    assert rig.writer.room_bytes > SHAPE.file_bytes // 2, "the file that the last spare became has just been begun"
+    rig.close()
+
+
 def test_no_space_at_a_sync_is_an_error_of_that_file() -> None:
     """Where blocks are allocated late, a sync may lose what it could not place: it is not repeated."""
     life = Life(Fault(2, operations=("sync",), code=errno.ENOSPC, path=".log"))
