@@ -1,7 +1,7 @@
 # One command each; everything that is needed is set up by the first one that needs it.
 #
 #   make run       the store "demo" in the foreground (NAME=..., ARGS="--memory 1GiB ...")
-#   make test      the quick tier: lint, native tests, system tests
+#   make test      the quick tier: lint, native tests, system tests (TESTS=tests/wal for a part)
 #   make tour      a finite demonstration on real input
 #   make bench | chaos | fuzz      (ARGS=...)
 #   make lint | native | models | build | clean
@@ -27,7 +27,8 @@ CORE := $(wildcard shmkv/segment/core/*.c shmkv/segment/core/*.h)
 run: build
 	@$(PY) -m shmkv.supervisor $(NAME) $(ARGS)
 
-test: lint native
+# The native tests are among them: tests/segment/test_native.py builds and runs each program.
+test: lint
 	$(PY) -m pytest -m "not slow" $(TESTS)
 
 lint: build

@@ -170,6 +170,7 @@ def main(argv: list[str]) -> int:
             f"shmkv bench: {facts['cores']} x {about}; commit {facts['commit']}, seed {options.seed}, {took_s:.0f} s",
         )
     )
+    console.print(f"load average before: {facts['load_average']}; on a busy machine only the ratios mean something")
     if options.json:
         save(options.json, rows, options, facts, took_s)
     missed = [row.name for row in rows if not row.good]

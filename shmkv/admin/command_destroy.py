@@ -39,11 +39,24 @@ def command(session: Session, data: bool, data_dir: str | None, yes: bool) -> No
         ask(control, {"do": "shutdown"}, STOP_TIMEOUT_S, until_end=True)
     remove_arena(name)
     if directory is not None:
-        shutil.rmtree(directory)
+        remove_data(directory)
     if session.json:
         session.show_json({"name": name, "removed": True, "data_dir": directory})
     else:
         print(f"removed {what}")
+
+
+def remove_data(directory: str) -> None:
+    """Remove the directory under its lock, so that no supervisor can start in it meanwhile."""
+    import filelock
+
+    try:
+        with filelock.FileLock(os.path.join(directory, "lock"), timeout=0):
+            shutil.rmtree(directory)
+    except filelock.Timeout as busy:
+        raise click.ClickException(
+            f"{directory} is in use: another supervisor holds {directory}/lock; stop that store first. Nothing was removed there"
+        ) from busy
 
 
 def find_data(name: str, given: str | None, control: str | None) -> str:

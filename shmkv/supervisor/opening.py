@@ -161,6 +161,12 @@ def _take_over(found: ArenaFile, settings: Settings, has_log: bool, report: Repo
         return Opened(found, created=False)
     if verdict is Verdict.FINISH:
         retire(found.fd)
+    # One that was still being made has no header yet; this one had something, and nobody can say how much.
+    if header is None and any(os.pread(found.fd, 8, 0)):
+        report.warn(
+            f"the header of {paths.object_path(found.name)} is damaged, or another program made it; it is replaced and "
+            f"what it held is lost{' except what is in the log' if has_log else ''}"
+        )
     found.unlink()
     return None
 

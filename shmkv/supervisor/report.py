@@ -55,11 +55,6 @@ def seconds_since_exec() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def lag_text(control: dict[str, Any]) -> str:
-    """How far the log is behind, from `Arena.ring`."""
-    return f"{max(0, control['tail'] - control['durable_lsn'])} bytes not yet on disk"
-
-
 def _write(descriptor: int, line: bytes) -> None:
     try:
         os.write(descriptor, line)

@@ -150,6 +150,9 @@ class LogDirectory:
             for name in self.files.names(self.path)
             if name.startswith(SPARE_PREFIX)
         }
+        # Names are never used twice: a new spare must not replace one that start_file is just turning into a log file.
+        serials = (name.rpartition(".")[2] for name in self._spares)
+        self._spare_serial = max((int(serial) for serial in serials if serial.isdecimal()), default=0)
 
     def numbers(self) -> list[int]:
         """Numbers of the log files, ascending."""

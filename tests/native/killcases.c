@@ -15,8 +15,8 @@ static uint8_t large[LARGE_BYTES];
 static char overflowing[16];      /* a key whose chain has no empty place */
 static char with_place[16];       /* one whose chain has */
 
-static const char *const named_keys[] = {"fresh700", "number", "text", "large", "newlarge", "other", "big0", "big1", overflowing,
-                                         with_place};
+static const char *const named_keys[] = {"fresh700", "number", "text", "large",     "newlarge",
+                                         "other",    "big0",   "big1", overflowing, with_place};
 #define NAMED_KEYS (sizeof named_keys / sizeof *named_keys)
 
 const char *kill_key(uint32_t number, char *text) {
@@ -27,7 +27,7 @@ const char *kill_key(uint32_t number, char *text) {
     return number - CASE_KEYS < NAMED_KEYS ? named_keys[number - CASE_KEYS] : NULL;
 }
 
-/* ---- the common start -------------------------------------------------------------------------------------------- */
+/* ---- the common start ------------------------------------------------------------------------ */
 static void choose_keys(const World *world) {
     for (uint32_t i = 0; with_place[0] == 0 || overflowing[0] == 0; i++) {
         CHECK(i < 100000);
@@ -64,7 +64,7 @@ void kill_world_make(World *world) {
     CHECK_EQUAL(do_mark(call), ST_OK);
 }
 
-/* ---- operations ---------------------------------------------------------------------------------------------------- */
+/* ---- operations ------------------------------------------------------------------------------ */
 static void set_new(Call *call) { (void)do_put(call, with_place, "v", 1); }
 static void set_new_slab(Call *call) { (void)do_put(call, "fresh700", large, 700); }
 static void set_overwrite(Call *call) { (void)do_put(call, "k5", large + 1, 15); }
@@ -116,7 +116,10 @@ static void write_one_batch(Call *call) {
     BatchEntry items[5] = {0};
     uint32_t done = 0;
     for (uint32_t i = 0; i < 5; i++) {
-        items[i] = (BatchEntry){.key = key_of(call->arena, texts[i]), .type = TYPE_BYTES, .remove = i == 2, .data = large,
+        items[i] = (BatchEntry){.key = key_of(call->arena, texts[i]),
+                                .type = TYPE_BYTES,
+                                .remove = i == 2,
+                                .data = large,
                                 .length = 60 + i};
     }
     (void)do_write_many(call, items, 5, &done);
@@ -149,7 +152,7 @@ static void abort_batch(Call *call) {
 
 static void set_where_room_must_be_made(Call *call) { (void)do_put(call, "big1", large, 40000); }
 
-/* ---- setups ----------------------------------------------------------------------------------------------------------- */
+/* ---- setups ---------------------------------------------------------------------------------- */
 static void clear_namespace(World *world) { CHECK_EQUAL(do_clear(&world->call, 1), ST_OK); }
 
 static void thin_out(World *world) {

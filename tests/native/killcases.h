@@ -1,4 +1,4 @@
-/* killcases.h: the operations that killpoints.c kills: each with what it needs to find, and the key that it is about. */
+/* killcases.h: the operations that killpoints.c kills, each with what it needs to find and the key that it is about. */
 #ifndef SHMKV_KILLCASES_H
 #define SHMKV_KILLCASES_H
 

@@ -1,8 +1,10 @@
-/* killpoints.c: kills a process at every named point of every operation, then lets others go on: killpoints [-s SEED] [-v]
+/* killpoints.c: kills a process at every named point of every operation, then lets others go on.
  *
- * For each case (killcases.c) and each point that it passes, at its first hit and at later ones: a child is killed there, and
- * the parent acts as next writer of the same key, as reader, or as keeper.  Double crash: a second child is killed at each
- * point of the recovery from the first death.  Then, each time:
+ *   killpoints [-s SEED] [-v] [-f]
+ *
+ * For each case (killcases.c) and each point that it passes, at its first hit and at later ones: a child is killed there,
+ * and the parent acts as next writer of the same key, as reader, or as keeper.  Double crash: a second child is killed at
+ * each point of the recovery from the first death (without -f after a third of those).  Then, each time:
  *   - whoever acts is done within a second;
  *   - what the operation wrote is visible as a whole if its record is in the ring, and not at all if it isn't;
  *   - all slots of the dead can be reaped, the audit finds nothing, nothing has leaked;
@@ -55,13 +57,14 @@ typedef struct Matrix {
     Content before, after, now;
     bool covered[FAULT_COUNT];
     uint64_t runs, double_runs, committed, longest_ns;
-    bool verbose;
+    bool verbose, full;           /* full: double crashes after every first death, else after a third */
 } Matrix;
 
-/* ---- images -------------------------------------------------------------------------------------------------------- */
+/* ---- images ---------------------------------------------------------------------------------- */
 static void image_copy(World *world, uint8_t *bytes, bool save) {
     const Arena *arena = &world->arena;
-    uint64_t slots = (uint64_t)((uint8_t *)arena->slots - world->base), stripes = (uint64_t)((uint8_t *)arena->stripes - world->base);
+    uint64_t slots = (uint64_t)((uint8_t *)arena->slots - world->base),
+             stripes = (uint64_t)((uint8_t *)arena->stripes - world->base);
     uint64_t parts[2][2] = {{0, slots + KEPT_SLOTS * sizeof(Slot)}, {stripes, world->bytes - stripes}};
     for (int i = 0; i < 2; i++) {
         uint8_t *there = world->base + parts[i][0], *here = bytes + parts[i][0];
@@ -80,7 +83,7 @@ static void image_save(Matrix *matrix, Image *image) {
 
 static void image_restore(Matrix *matrix, const Image *image) { image_copy(&matrix->world, image->bytes, false); }
 
-/* ---- what can be seen ------------------------------------------------------------------------------------------------ */
+/* ---- what can be seen ------------------------------------------------------------------------ */
 static uint32_t value_sum(Call *call, const Key *key, Value *value) {
     Status s = do_get(call, key, value);
     CHECK_SAYING(s == ST_OK || s == ST_NOT_FOUND, "get of %.*s: status %d", (int)key->length, key->data, s);
@@ -135,7 +138,7 @@ static void content_check(const Matrix *matrix, bool moved, bool skip_own) {
     CHECK_EQUAL(matrix->now.clears, matrix->before.clears);
 }
 
-/* ---- acting ------------------------------------------------------------------------------------------------------------- */
+/* ---- acting ---------------------------------------------------------------------------------- */
 /* Writes to the case's key something that shows what was there. */
 static void write_on(Call *call, const KillCase *kase) {
     Key key = key_of(call->arena, kase->key);
@@ -148,7 +151,8 @@ static void write_on(Call *call, const KillCase *kase) {
         uint64_t length;
         s = do_append(call, &key, "+", 1, &length);
     }
-    CHECK_SAYING(s == ST_OK || s == ST_WRONG_TYPE || s == ST_FULL || (s == ST_RETIRED && kase->retires), "next write: status %d", s);
+    CHECK_SAYING(s == ST_OK || s == ST_WRONG_TYPE || s == ST_FULL || (s == ST_RETIRED && kase->retires),
+                 "next write: status %d", s);
 }
 
 static void check_written_on(const Matrix *matrix, bool moved) {
@@ -239,7 +243,7 @@ static void check_all(Matrix *matrix, const Image *start, Actor actor, uint32_t 
     matrix->committed += moved;
 }
 
-/* ---- the children ---------------------------------------------------------------------------------------------------------- */
+/* ---- the children ---------------------------------------------------------------------------- */
 typedef struct Errand {
     Matrix *matrix;
     int point;
@@ -267,9 +271,10 @@ static int run_child(Matrix *matrix, int point, long hit, int actor) {
     return child_end(child_start(&matrix->world, run_errand, &errand));
 }
 
-/* ---- one death ---------------------------------------------------------------------------------------------------------------- */
+/* ---- one death ------------------------------------------------------------------------------- */
 static void one_death(Matrix *matrix, const Image *start, int point, long hit, Actor actor) {
-    check_case("%s, killed at %s (hit %ld), then the %s", matrix->kase->name, fault_name(point), hit, actor_names[actor]);
+    check_case("%s, killed at %s (hit %ld), then the %s", matrix->kase->name, fault_name(point), hit,
+               actor_names[actor]);
     image_restore(matrix, start);
     CHECK_EQUAL(run_child(matrix, point, hit, -1), SIGKILL);
     check_all(matrix, start, actor, matrix->kase->dead_slots + 1, false);
@@ -295,7 +300,7 @@ static void single_crashes(Matrix *matrix, const Image *start, const long *hits)
     }
 }
 
-/* ---- two deaths --------------------------------------------------------------------------------------------------------------- */
+/* ---- two deaths ------------------------------------------------------------------------------ */
 static bool recovery_point(int point) {
     return (point >= FAULT_settle_found && point <= FAULT_repair_consistent) ||
            (point >= FAULT_reap_repaired && point <= FAULT_reap_freed);
@@ -312,7 +317,8 @@ static void second_deaths(Matrix *matrix, const Image *start, const Image *first
             continue;
         }
         matrix->covered[point] = true;
-        long hit = random_one_in(&matrix->random, 2) ? 1 : (long)random_between(&matrix->random, 1, (uint64_t)hits[point]);
+        long hit =
+            random_one_in(&matrix->random, 2) ? 1 : (long)random_between(&matrix->random, 1, (uint64_t)hits[point]);
         Actor third = (Actor)random_below(&matrix->random, ACTORS);
         check_case("%s, killed at %s, then the %s killed at %s (hit %ld), then the %s", matrix->kase->name,
                    fault_name(first_point), actor_names[second], fault_name(point), hit, actor_names[third]);
@@ -326,7 +332,7 @@ static void second_deaths(Matrix *matrix, const Image *start, const Image *first
 static void double_crashes(Matrix *matrix, const Image *start, const long *hits) {
     static Image first;
     for (int point = 0; point < FAULT_COUNT && !matrix->kase->retires; point++) {
-        if (hits[point] == 0 || recovery_point(point)) {
+        if (hits[point] == 0 || recovery_point(point) || (!matrix->full && !random_one_in(&matrix->random, 3))) {
             continue;
         }
         check_case("%s, killed at %s", matrix->kase->name, fault_name(point));
@@ -361,7 +367,8 @@ static void run_case(Matrix *matrix, const KillCase *kase) {
         CHECK(tail != start.tail || kase->records != ONE_RECORD);
     }
     image_restore(matrix, &start);
-    content_take(matrix, &matrix->before);        /* repairs what the setup left dirty, in the copy that is put back next */
+    /* Repairs what the setup left dirty, in the copy that is put back next. */
+    content_take(matrix, &matrix->before);
     if (kase->retires) {
         matrix->after = matrix->before;
     }
@@ -381,8 +388,9 @@ static int report(const Matrix *matrix, uint64_t begun) {
         }
     }
     printf("%d points, %u operations: %llu single and %llu double crashes, %llu of them after the commit point; "
-           "longest action %.1f ms; %.1f s\n", FAULT_COUNT, kill_case_count, (unsigned long long)matrix->runs,
-           (unsigned long long)matrix->double_runs, (unsigned long long)matrix->committed, (double)matrix->longest_ns / 1e6,
+           "longest action %.1f ms; %.1f s\n",
+           FAULT_COUNT, kill_case_count, (unsigned long long)matrix->runs, (unsigned long long)matrix->double_runs,
+           (unsigned long long)matrix->committed, (double)matrix->longest_ns / 1e6,
            (double)(clock_monotonic_ns() - begun) / 1e9);
     return missing != 0;
 }
@@ -390,11 +398,12 @@ static int report(const Matrix *matrix, uint64_t begun) {
 int main(int argc, char **argv) {
     static Matrix matrix;
     uint64_t seed = clock_wall_ms() % 1000000, begun = clock_monotonic_ns();
-    for (int option; (option = getopt(argc, argv, "s:v")) != -1;) {
+    for (int option; (option = getopt(argc, argv, "s:vf")) != -1;) {
         if (option == 's') {
             seed = strtoull(optarg, NULL, 10);
         }
         matrix.verbose = matrix.verbose || option == 'v';
+        matrix.full = matrix.full || option == 'f';
     }
     printf("seed %llu\n", (unsigned long long)seed);
     check_seed(seed);
@@ -406,8 +415,9 @@ int main(int argc, char **argv) {
         alarm(120);
         run_case(&matrix, &kill_cases[i]);
         if (matrix.verbose) {
-            printf("%-45s %5llu single %5llu double  %.1f s\n", kill_cases[i].name, (unsigned long long)(matrix.runs - runs),
-                   (unsigned long long)(matrix.double_runs - doubles), (double)(clock_monotonic_ns() - started) / 1e9);
+            printf("%-45s %5llu single %5llu double  %.1f s\n", kill_cases[i].name,
+                   (unsigned long long)(matrix.runs - runs), (unsigned long long)(matrix.double_runs - doubles),
+                   (double)(clock_monotonic_ns() - started) / 1e9);
             fflush(stdout);
         }
     }

@@ -47,7 +47,8 @@ Key model_key(const Arena *arena, uint32_t number, uint16_t namespace_id, char *
     return key;
 }
 
-static void entry_set(ModelEntry *entry, uint8_t type, const void *data, uint64_t length, uint64_t version, uint64_t expires_ms) {
+static void entry_set(ModelEntry *entry, uint8_t type, const void *data, uint64_t length, uint64_t version,
+                      uint64_t expires_ms) {
     uint8_t *copy = malloc(length + 1);
     CHECK(copy != NULL);
     memcpy(copy, data, length);
@@ -69,7 +70,7 @@ static uint64_t random_length(const Model *model, Random *random) {
     }
 }
 
-/* ---- operations ----------------------------------------------------------------------------------------------- */
+/* ---- operations ------------------------------------------------------------------------------ */
 typedef struct Step {
     Model *model;
     Call *call;
@@ -120,12 +121,14 @@ static void step_set(Step *step) {
     CHECK_EQUAL(s, meets ? ST_OK : ST_CONDITION);
     if (s == ST_OK) {
         bool keeps = (options.flags & SET_KEEP_TTL) && entry->present;
-        entry_set(entry, type, step->data, step->length, step->call->lsn, keeps ? entry->expires_ms : options.expires_ms);
+        entry_set(entry, type, step->data, step->length, step->call->lsn,
+                  keeps ? entry->expires_ms : options.expires_ms);
     }
 }
 
 static void step_delete(Step *step) {
-    uint64_t if_version = random_one_in(step->random, 4) ? (random_one_in(step->random, 2) ? step->entry->version : 99) : 0;
+    uint64_t if_version =
+        random_one_in(step->random, 4) ? (random_one_in(step->random, 2) ? step->entry->version : 99) : 0;
     Status expected = !step->entry->present ? ST_NOT_FOUND
                       : if_version == 0 || if_version == step->entry->version ? ST_OK : ST_CONDITION;
     CHECK_EQUAL(do_delete(step->call, &step->key, if_version), expected);
@@ -180,8 +183,10 @@ static void step_batch(Step *step) {
     uint16_t namespace_id = step->key.namespace_id;
     for (uint32_t i = 0; i < n; i++) {
         numbers[i] = (uint32_t)random_below(step->random, step->model->keys);
-        items[i] = (BatchEntry){.key = model_key(step->call->arena, numbers[i], namespace_id, texts[i]), .type = TYPE_BYTES,
-                                .remove = random_one_in(step->random, 3), .data = step->data,
+        items[i] = (BatchEntry){.key = model_key(step->call->arena, numbers[i], namespace_id, texts[i]),
+                                .type = TYPE_BYTES,
+                                .remove = random_one_in(step->random, 3),
+                                .data = step->data,
                                 .length = min_u64(step->length, random_below(step->random, 600))};
     }
     Status s = do_write_many(step->call, items, n, &done);
@@ -249,8 +254,8 @@ void model_check(const Model *model, Call *call) {
             const ModelEntry *entry = &model->entries[space * model->keys + i];
             Key key = model_key(call->arena, i, space, text);
             Status s = do_get(call, &key, &value);
-            CHECK_SAYING(s == (entry->present ? ST_OK : ST_NOT_FOUND), "key %u of namespace %u: status %d, present %d", i, space,
-                         s, entry->present);
+            CHECK_SAYING(s == (entry->present ? ST_OK : ST_NOT_FOUND),
+                         "key %u of namespace %u: status %d, present %d", i, space, s, entry->present);
             if (!entry->present) {
                 continue;
             }

@@ -1,12 +1,13 @@
-/* stress.c: many writers and readers at once: stress [-s SEED] [-t SECONDS] [-n WORKERS] threads | processes | kills ...
+/* stress.c: many writers and readers at once: stress [-s SEED] [-t SECONDS] [-n WORKERS] threads | processes | kills
  *
  *   threads     workers and keeper are threads on one mapping (what TSan and ASan can see)
  *   processes   they are processes
  *   kills       processes, and every few ms one of them, the keeper too, is killed and replaced
  *
- * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes.  At the end
- * both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it was told.
- * Each mode runs with few keys (contention), then with many (growth, compaction), half of the time each.
+ * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes.  At the
+ * end both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it was
+ * told.  Each mode runs with few keys (contention), with many, and with many in an arena that is too small for them
+ * (refusals, compaction, windows), a third of the time each.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE               /* pthread_tryjoin_np */
@@ -22,10 +23,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define FEW_KEYS 12u
-#define MANY_KEYS 3000u
+typedef struct Phase {
+    const char *name;
+    uint32_t keys;
+    uint64_t size_bytes;
+} Phase;
+static const Phase phases[] = {{"few", 12, 48 * MIB}, {"many", 3000, 48 * MIB}, {"full", 3000, 12 * MIB}};
+#define PHASES (sizeof phases / sizeof *phases)
 
-/* ---- the persister --------------------------------------------------------------------------------------------------- */
+/* ---- the persister --------------------------------------------------------------------------- */
 typedef struct Persister {
     World copy;
     uint64_t lsn;
@@ -36,7 +42,7 @@ typedef struct Persister {
 static void persister_make(Persister *persister, const World *world) {
     memset(persister, 0, sizeof *persister);
     WorldOptions options = world->options;
-    options.size_bytes *= 2;      /* dead entries are swept later here */
+    options.size_bytes *= 2;      /* dead entries are swept here when it is full, not before */
     world_make(&persister->copy, &options);
     persister->lsn = world->arena.control->durable_lsn;
     persister->buffer = malloc(world->arena.ring_bytes);
@@ -63,7 +69,7 @@ static void persist(Persister *persister, World *world) {
     ring_publish_durable(arena, tail, clock_coarse_ms());
 }
 
-/* ---- workers as threads or as processes -------------------------------------------------------------------------------- */
+/* ---- workers as threads or as processes ------------------------------------------------------ */
 typedef struct Member {
     Stress *stress;
     uint32_t number;              /* = stress->workers: the keeper */
@@ -97,7 +103,7 @@ static void member_start(Member *member, bool thread) {
     }
 }
 
-/* ---- killing -------------------------------------------------------------------------------------------------------------- */
+/* ---- killing --------------------------------------------------------------------------------- */
 typedef struct Deaths {
     uint64_t kills, in_stripe, in_ring, unknown[COUNTERS_SHARED];
 } Deaths;
@@ -131,7 +137,7 @@ static void kill_and_replace(Member *member, Deaths *deaths) {
     member_start(member, false);
 }
 
-/* ---- one run ----------------------------------------------------------------------------------------------------------------- */
+/* ---- one run --------------------------------------------------------------------------------- */
 static void run_for(Stress *stress, Persister *persister, Member *members, double seconds, bool kills, Deaths *deaths) {
     Random random = {stress->seed};
     uint64_t now = clock_monotonic_ns(), end = now + (uint64_t)(seconds * 1e9), next_kill = now + 5000000;
@@ -177,12 +183,14 @@ static void check_end(Stress *stress, Persister *persister, const Deaths *deaths
     arenas_equal(call, &persister->copy.call);
 }
 
-static void run(const char *mode, uint32_t workers, uint32_t keys, double seconds, uint64_t seed) {
+static void run(const char *mode, uint32_t workers, const Phase *phase, double seconds, uint64_t seed) {
     bool threads = strcmp(mode, "threads") == 0, kills = strcmp(mode, "kills") == 0;
-    check_context("stress -s %llu -t %.0f -n %u %s, %u keys", (unsigned long long)seed, 2 * seconds, workers, mode, keys);
+    check_context("stress -s %llu -t %.0f -n %u %s, phase %s", (unsigned long long)seed, PHASES * seconds, workers,
+                  mode, phase->name);
     Stress *stress = shared_memory(sizeof *stress);
-    *stress = (Stress){.workers = workers, .keys = keys, .seed = seed};
-    world_make(&stress->world, &(WorldOptions){.size_bytes = 48 * MIB, .ring_bytes = MIB, .shared = true, .expected_items = keys});
+    *stress = (Stress){.workers = workers, .keys = phase->keys, .seed = seed};
+    world_make(&stress->world, &(WorldOptions){.size_bytes = phase->size_bytes, .ring_bytes = MIB, .shared = true,
+                                               .expected_items = phase->keys});
     Persister persister;
     persister_make(&persister, &stress->world);
     Member members[WORKERS_MOST + 1];
@@ -202,9 +210,11 @@ static void run(const char *mode, uint32_t workers, uint32_t keys, double second
         full += worker->full;
         longest = worker->longest_ns > longest ? worker->longest_ns : longest;
     }
-    printf("%-9s %5u keys: %llu operations, %llu records, %llu full, %llu stripes audited, %llu pages compacted, longest stall %.1f ms",
-           mode, keys, (unsigned long long)operations, (unsigned long long)persister.records, (unsigned long long)full,
-           (unsigned long long)stress->audits, (unsigned long long)stress->compacted_pages, (double)longest / 1e6);
+    printf("%-9s %-4s %llu operations, %llu records, %llu full, %llu stripes audited, %llu pages compacted, "
+           "longest stall %.1f ms",
+           mode, phase->name, (unsigned long long)operations, (unsigned long long)persister.records,
+           (unsigned long long)full, (unsigned long long)stress->audits,
+           (unsigned long long)stress->compacted_pages, (double)longest / 1e6);
     if (kills) {
         printf("; %llu kills, %llu with a stripe's lock, %llu with the ring's", (unsigned long long)deaths.kills,
                (unsigned long long)deaths.in_stripe, (unsigned long long)deaths.in_ring);
@@ -230,15 +240,17 @@ int main(int argc, char **argv) {
         }
     }
     if (optind == argc || workers == 0 || workers > WORKERS_MOST) {
-        fprintf(stderr, "stress [-s SEED] [-t SECONDS] [-n WORKERS, at most %u] threads | processes | kills ...\n", WORKERS_MOST);
+        fprintf(stderr, "stress [-s SEED] [-t SECONDS] [-n WORKERS, at most %u] threads | processes | kills ...\n",
+                WORKERS_MOST);
         return 2;
     }
     printf("seed %llu\n", (unsigned long long)seed);
     check_seed(seed);
     for (int i = optind; i < argc; i++) {
         alarm((unsigned)(3 * seconds) + 60);
-        run(argv[i], workers, FEW_KEYS, seconds / 2, seed);
-        run(argv[i], workers, MANY_KEYS, seconds / 2, seed);
+        for (size_t k = 0; k < PHASES; k++) {
+            run(argv[i], workers, &phases[k], seconds / PHASES, seed);
+        }
     }
     return 0;
 }

@@ -9,7 +9,8 @@ typedef struct Test {
     void (*run)(Random *random);
 } Test;
 
-#define SUITES(X) X(base) X(arena) X(heap) X(table) X(ring) X(read) X(write) X(compact) X(replay) X(lock) X(slot) X(audit)
+#define SUITES(X) \
+    X(base) X(arena) X(heap) X(table) X(ring) X(read) X(write) X(compact) X(replay) X(lock) X(slot) X(audit)
 
 #define SUITE_DECLARE(name) extern const Test name##_tests[];
 SUITES(SUITE_DECLARE)

@@ -55,7 +55,7 @@ static void patient_make(Patient *patient) {
     CHECK(patient->place != NULL && patient->overflow != NULL);
 }
 
-/* ---- damages ------------------------------------------------------------------------------------------------------ */
+/* ---- damages --------------------------------------------------------------------------------- */
 static void odd_sequence(Patient *p) { p->stripe->sequence++; }
 static void value_byte(Patient *p) { entry_value(p->entry)[0] ^= 1; }
 static void key_byte(Patient *p) { ((uint8_t *)entry_key(p->entry))[0] ^= 1; }
@@ -136,7 +136,9 @@ static void list_lost(Patient *p) {
 static void list_into_nowhere(Patient *p) { p->stripe->partial[20] = (uint32_t)p->world.arena.page_count + 7; }
 static void list_of_full_slab(Patient *p) { p->stripe->partial[30] = (uint32_t)p->page + 1; }
 static void chain_into_nowhere(Patient *p) { p->overflow->next = p->world.bytes - 24; }
-static void chain_into_entry(Patient *p) { p->overflow->next = align_up(arena_offset(&p->world.arena, p->entry), CACHE_LINE); }
+static void chain_into_entry(Patient *p) {
+    p->overflow->next = align_up(arena_offset(&p->world.arena, p->entry), CACHE_LINE);
+}
 static void chain_unaligned(Patient *p) { p->overflow->next = arena_offset(&p->world.arena, p->overflow) + 8; }
 static void chain_cycle(Patient *p) { p->overflow->next = arena_offset(&p->world.arena, p->overflow); }
 static void clear_above_highest(Patient *p) { p->stripe->clear_lsn[40] = 5; }
@@ -225,8 +227,8 @@ static void findings_beyond_the_capacity_are_counted(Random *random) {
     world_free(&patient.world);
 }
 
-/* Random bytes anywhere in tables, page words, pages: whatever the audit, the repair and readers say, they come back, and
- * touch nothing outside the arena. */
+/* Random bytes anywhere in tables, page words, pages: whatever the audit, the repair and readers say, they come back,
+ * and touch nothing outside the arena. */
 static void damage_anywhere_ends_in_answers_not_in_crashes(Random *random) {
     uint32_t found = 0;
     for (int round = 0; round < 150; round++) {
@@ -236,7 +238,8 @@ static void damage_anywhere_ends_in_answers_not_in_crashes(Random *random) {
         uint64_t starts[4] = {(uint64_t)((uint8_t *)world->arena.page_words - world->base),
                               (uint64_t)((uint8_t *)world->arena.page_metas - world->base),
                               (uint64_t)((uint8_t *)world->arena.buckets - world->base), world->arena.pages_offset};
-        uint64_t lengths[4] = {8 * 150, sizeof(PageMeta) * 150, 64ULL * world->arena.buckets_per_stripe * 16, 150 * PAGE_BYTES};
+        uint64_t lengths[4] = {8 * 150, sizeof(PageMeta) * 150, 64ULL * world->arena.buckets_per_stripe * 16,
+                               150 * PAGE_BYTES};
         int region = (int)random_below(random, 4);
         for (uint64_t i = random_between(random, 1, 20); i > 0; i--) {
             uint64_t at = starts[region] + random_below(random, lengths[region]);

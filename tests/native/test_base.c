@@ -4,10 +4,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* ---- CRC-32C, bit by bit ----------------------------------------------------------------------------------- */
+/* ---- CRC-32C, bit by bit --------------------------------------------------------------------- */
 static uint32_t crc32c_plain(const uint8_t *data, size_t length) {
     uint32_t crc = 0xffffffff;
     for (size_t i = 0; i < length; i++) {
@@ -46,7 +47,7 @@ static void crc_equals_the_plain_one_and_goes_on(Random *random) {
     }
 }
 
-/* ---- SipHash-c-d as the paper writes it: a vector of four words and a padded message ---------------------------- */
+/* ---- SipHash-c-d as the paper writes it: a vector of four words and a padded message --------- */
 typedef struct Sip {
     uint64_t v[4];
 } Sip;
@@ -117,7 +118,7 @@ static void siphash_equals_the_plain_one(Random *random) {
     }
 }
 
-/* ---- copies ------------------------------------------------------------------------------------------------------- */
+/* ---- copies ---------------------------------------------------------------------------------- */
 static void copies_move_all_bytes_and_no_other(Random *random) {
     static uint8_t private_bytes[4096 + 16], back[4096 + 16];
     static _Alignas(8) uint8_t shared[4096 + 16];
@@ -137,23 +138,40 @@ static void copies_move_all_bytes_and_no_other(Random *random) {
     }
 }
 
-/* ---- tasks -------------------------------------------------------------------------------------------------------- */
-static void start_time_tells_the_living_from_the_dead(Random *random) {
+/* ---- tasks ----------------------------------------------------------------------------------- */
+static TaskState state_of(uint32_t pid, uint32_t tid) {
+    uint64_t start_time;
+    return task_look_up(pid, tid, &start_time);
+}
+
+static void a_task_is_there_or_gone_and_never_gone_for_want_of_a_descriptor(Random *random) {
     (void)random;
     uint32_t me = (uint32_t)getpid();
-    CHECK(task_start_time(me, me) != 0);
-    CHECK_EQUAL(task_start_time(me, me), task_start_time(me, me));
-    CHECK_EQUAL(task_start_time(me, 1), 0);          /* a task, but not of this process */
-    CHECK_EQUAL(task_start_time(4000000, 4000000), 0);
+    uint64_t first = 0, again = 0;
+    CHECK_EQUAL(task_look_up(me, me, &first), TASK_THERE);
+    CHECK_EQUAL(task_look_up(me, me, &again), TASK_THERE);
+    CHECK(first != 0);
+    CHECK_EQUAL(first, again);
+    CHECK_EQUAL(state_of(me, 1), TASK_GONE);          /* a task, but not of this process */
+    CHECK_EQUAL(state_of(4000000, 4000000), TASK_GONE);
     pid_t child = fork();
     if (child == 0) {
         _exit(0);
     }
     siginfo_t info;
     waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT);
-    CHECK_EQUAL(task_start_time((uint32_t)child, (uint32_t)child), 0);      /* a zombie */
+    CHECK_EQUAL(state_of((uint32_t)child, (uint32_t)child), TASK_GONE);      /* a zombie */
     waitpid(child, NULL, 0);
-    CHECK_EQUAL(task_start_time((uint32_t)child, (uint32_t)child), 0);
+    CHECK_EQUAL(state_of((uint32_t)child, (uint32_t)child), TASK_GONE);
+    struct rlimit before, none;
+    getrlimit(RLIMIT_NOFILE, &before);
+    none = before;
+    none.rlim_cur = 0;
+    setrlimit(RLIMIT_NOFILE, &none);
+    TaskState mine = state_of(me, me), gone = state_of(4000000, 4000000);
+    setrlimit(RLIMIT_NOFILE, &before);
+    CHECK_EQUAL(mine, TASK_UNKNOWN);
+    CHECK_EQUAL(gone, TASK_GONE);
 }
 
 const Test base_tests[] = {
@@ -161,5 +179,6 @@ const Test base_tests[] = {
     {"crc_equals_the_plain_one_and_goes_on", crc_equals_the_plain_one_and_goes_on},
     {"siphash_equals_the_plain_one", siphash_equals_the_plain_one},
     {"copies_move_all_bytes_and_no_other", copies_move_all_bytes_and_no_other},
-    {"start_time_tells_the_living_from_the_dead", start_time_tells_the_living_from_the_dead},
+    {"a_task_is_there_or_gone_and_never_gone_for_want_of_a_descriptor",
+     a_task_is_there_or_gone_and_never_gone_for_want_of_a_descriptor},
     {0}};

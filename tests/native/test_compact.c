@@ -67,8 +67,9 @@ static void compaction_gives_pages_back_and_changes_no_value(Random *random) {
     for (uint32_t i = 0; i < world.arena.stripe_count; i++) {
         bytes += world.arena.stripes[i].used_bytes;
     }
-    CHECK_SAYING(used * PAGE_BYTES < bytes + 16 * 12 * PAGE_BYTES + bytes / 4, "%llu pages hold %llu bytes after compaction",
-                 (unsigned long long)used, (unsigned long long)bytes);
+    CHECK_SAYING(used * PAGE_BYTES < bytes + 16 * 12 * PAGE_BYTES + bytes / 4,
+                 "%llu pages hold %llu bytes after compaction", (unsigned long long)used,
+                 (unsigned long long)bytes);
     check_values(&world, 20000, 120);
     audit_clean(&world.call);
     world_free(&world);
@@ -76,7 +77,8 @@ static void compaction_gives_pages_back_and_changes_no_value(Random *random) {
 
 static void a_window_is_emptied_for_a_large_value(Random *random) {
     World world;
-    world_make(&world, &(WorldOptions){.size_bytes = 24 * MIB, .ring_bytes = 4 * MIB, .no_log = true, .expected_items = 30000});
+    world_make(&world, &(WorldOptions){
+                           .size_bytes = 24 * MIB, .ring_bytes = 4 * MIB, .no_log = true, .expected_items = 30000});
     fill_and_thin(&world, random, 30000, 900, 3);
     uint8_t *data = malloc(900 * KIB);
     CHECK(data != NULL);
@@ -143,7 +145,8 @@ static void full_of_one_size_then_thinned_takes_another_size(Random *random) {
         }
         CHECK_EQUAL(s, ST_FULL);
         uint64_t got = (n - 1) * heap_block_bytes(second + 40);
-        CHECK_SAYING(got * 10 > room * 8, "%llu after %llu bytes: only %llu of %llu bytes could be used, %llu pages were free",
+        CHECK_SAYING(got * 10 > room * 8,
+                     "%llu after %llu bytes: only %llu of %llu bytes could be used, %llu pages were free",
                      (unsigned long long)second, (unsigned long long)first, (unsigned long long)got,
                      (unsigned long long)room, (unsigned long long)free_before);
         audit_clean(&world.call);

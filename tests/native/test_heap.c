@@ -200,7 +200,8 @@ static void repair_makes_all_derived_state_anew(Random *random) {
             memset(stripe->count, 0x5a, sizeof stripe->count);
         }
         for (uint64_t i = 0; i < world.arena.page_count; i++) {
-            if (PAGE_KIND(world.arena.page_words[i]) == PAGE_STRIPE || PAGE_KIND(world.arena.page_words[i]) == PAGE_BUCKETS) {
+            if (PAGE_KIND(world.arena.page_words[i]) == PAGE_STRIPE ||
+                PAGE_KIND(world.arena.page_words[i]) == PAGE_BUCKETS) {
                 memset(&world.arena.page_metas[i], 0xa5, sizeof(PageMeta));
             }
         }
@@ -257,7 +258,8 @@ const Test heap_tests[] = {
      a_block_is_never_smaller_than_asked_and_wastes_a_quarter_at_most},
     {"blocks_do_not_overlap_and_all_pages_come_back", blocks_do_not_overlap_and_all_pages_come_back},
     {"a_full_pool_refuses_leaves_the_reserve_and_recovers", a_full_pool_refuses_leaves_the_reserve_and_recovers},
-    {"a_wrong_count_of_free_pages_is_corrected_before_a_refusal", a_wrong_count_of_free_pages_is_corrected_before_a_refusal},
+    {"a_wrong_count_of_free_pages_is_corrected_before_a_refusal",
+     a_wrong_count_of_free_pages_is_corrected_before_a_refusal},
     {"a_run_of_a_slot_passes_to_a_stripe_or_comes_back", a_run_of_a_slot_passes_to_a_stripe_or_comes_back},
     {"overflow_buckets_are_zero_reused_and_capped", overflow_buckets_are_zero_reused_and_capped},
     {"a_wrong_count_of_overflow_pages_is_corrected_before_a_refusal",

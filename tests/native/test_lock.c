@@ -95,7 +95,8 @@ static void the_doctor_frees_locks_that_the_kernel_forgot(Random *random) {
         *holder = (Holder){.ring = i % 3 == 0, .dirty = i % 3 == 1, .stripe = i % 16, .forget = true};
         uint64_t doctored = counter(&world, COUNT_DOCTORED);
         child_kill_there(child_start(&world, hold, holder), &holder->there);
-        pthread_mutex_t *lock = holder->ring ? &world.arena.control->ring_lock : &world.arena.stripes[holder->stripe].lock;
+        pthread_mutex_t *lock =
+            holder->ring ? &world.arena.control->ring_lock : &world.arena.stripes[holder->stripe].lock;
         CHECK(lock_holder(lock) != 0);
         uint64_t begun = clock_monotonic_ns();
         check_entries(&world);
@@ -193,7 +194,7 @@ static void a_lock_that_was_let_go_without_repair_condemns_the_arena(Random *ran
     world_free(&world);
 }
 
-/* ---- many waiters --------------------------------------------------------------------------------------------- */
+/* ---- many waiters ---------------------------------------------------------------------------- */
 static void increment(Call *call, void *context) {
     (void)context;
     Key key = key_of(call->arena, "n");
@@ -208,7 +209,8 @@ static void all_waiters_get_through_after_a_death(Random *random) {
     Holder *holder = shared_memory(sizeof *holder);
     Key key = key_of(&world.arena, "n");
     for (int round = 0; round < 6; round++) {
-        *holder = (Holder){.ring = round % 2 == 0, .dirty = true, .stripe = (uint32_t)(key.hash >> world.arena.stripe_shift)};
+        uint32_t stripe = (uint32_t)(key.hash >> world.arena.stripe_shift);
+        *holder = (Holder){.ring = round % 2 == 0, .dirty = true, .stripe = stripe};
         pid_t child = child_start(&world, hold, holder), waiters[12];
         while (load_acquire_u32(&holder->there) == 0) {
             futex_wait(&holder->there, 0, 10000000);
@@ -233,7 +235,7 @@ static void all_waiters_get_through_after_a_death(Random *random) {
     world_free(&world);
 }
 
-/* ---- a writer that is stopped at every point -------------------------------------------------------------------- */
+/* ---- a writer that is stopped at every point ------------------------------------------------- */
 #ifdef SHMKV_FAULT
 typedef struct Stop {
     int point;
@@ -285,7 +287,8 @@ static void a_writer_stopped_at_any_point_is_waited_for_and_goes_on(Random *rand
             kill(child, SIGCONT);
             CHECK_EQUAL(child_end(child), 0);
         }
-        CHECK_EQUAL(counter(&world, COUNT_REPAIRS) + counter(&world, COUNT_DOCTORED) + counter(&world, COUNT_SETTLED), 0);
+        CHECK_EQUAL(
+            counter(&world, COUNT_REPAIRS) + counter(&world, COUNT_DOCTORED) + counter(&world, COUNT_SETTLED), 0);
         check_case("after %s", fault_name(point));
         Key key = key_of(&world.arena, "k7");
         Value value = {0};
@@ -307,9 +310,11 @@ const Test lock_tests[] = {
     {"reaping_waits_for_the_doctor", reaping_waits_for_the_doctor},
     {"a_thread_that_ends_with_a_lock_counts_as_dead", a_thread_that_ends_with_a_lock_counts_as_dead},
     {"a_stopped_holder_is_named_and_not_robbed", a_stopped_holder_is_named_and_not_robbed},
-    {"a_lock_that_was_let_go_without_repair_condemns_the_arena", a_lock_that_was_let_go_without_repair_condemns_the_arena},
+    {"a_lock_that_was_let_go_without_repair_condemns_the_arena",
+     a_lock_that_was_let_go_without_repair_condemns_the_arena},
     {"all_waiters_get_through_after_a_death", all_waiters_get_through_after_a_death},
 #ifdef SHMKV_FAULT
-    {"a_writer_stopped_at_any_point_is_waited_for_and_goes_on", a_writer_stopped_at_any_point_is_waited_for_and_goes_on},
+    {"a_writer_stopped_at_any_point_is_waited_for_and_goes_on",
+     a_writer_stopped_at_any_point_is_waited_for_and_goes_on},
 #endif
     {0}};

@@ -159,7 +159,7 @@ static int number_of(const char *digits, uint32_t length) {
     return atoi(text);
 }
 
-/* ---- iteration -------------------------------------------------------------------------------------------- */
+/* ---- iteration ------------------------------------------------------------------------------- */
 static void a_scan_gives_each_entry_of_its_namespace_once(Random *random) {
     World world;
     world_make(&world, &(WorldOptions){.expected_items = 64, .no_log = true});
@@ -283,9 +283,11 @@ static void a_scan_beside_writers_gives_keys_that_stay_exactly_once(Random *rand
 const Test read_tests[] = {
     {"values_of_every_length_come_back_whole", values_of_every_length_come_back_whole},
     {"a_buffer_that_is_too_small_says_what_is_needed", a_buffer_that_is_too_small_says_what_is_needed},
-    {"an_expired_entry_is_not_found_and_can_be_written_again", an_expired_entry_is_not_found_and_can_be_written_again},
+    {"an_expired_entry_is_not_found_and_can_be_written_again",
+     an_expired_entry_is_not_found_and_can_be_written_again},
     {"an_odd_sequence_sends_readers_to_the_lock_or_away", an_odd_sequence_sends_readers_to_the_lock_or_away},
     {"get_many_gives_what_get_gives", get_many_gives_what_get_gives},
     {"a_scan_gives_each_entry_of_its_namespace_once", a_scan_gives_each_entry_of_its_namespace_once},
-    {"a_scan_beside_writers_gives_keys_that_stay_exactly_once", a_scan_beside_writers_gives_keys_that_stay_exactly_once},
+    {"a_scan_beside_writers_gives_keys_that_stay_exactly_once",
+     a_scan_beside_writers_gives_keys_that_stay_exactly_once},
     {0}};

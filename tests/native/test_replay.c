@@ -21,14 +21,17 @@ static void sample_make(Sample *sample) {
     Call *call = &sample->world.call;
     Arena *arena = call->arena;
     log_open(&sample->log, arena);
-    Key number = key_of(arena, "number"), gone = key_of(arena, "gone"), text = key_of(arena, "t"), other = key_in(arena, "other", 5);
+    Key number = key_of(arena, "number"), gone = key_of(arena, "gone"), text = key_of(arena, "t"),
+        other = key_in(arena, "other", 5);
     Key first = key_of(arena, "a");
     int64_t result;
     uint64_t length;
     CHECK_EQUAL(do_put(call, "a", "alpha", 5), ST_OK);
     CHECK_EQUAL(do_put(call, "gone", "soon", 4), ST_OK);
     log_collect(&sample->log, arena, true);
-    CHECK_EQUAL(do_set(call, &text, TYPE_STR, "text", 4, &(SetOptions){.expires_ms = arena_now_ms(arena) + 3600000}), ST_OK);
+    CHECK_EQUAL(
+        do_set(call, &text, TYPE_STR, "text", 4, &(SetOptions){.expires_ms = arena_now_ms(arena) + 3600000}),
+        ST_OK);
     CHECK_EQUAL(do_set(call, &other, TYPE_BYTES, "elsewhere", 9, NULL), ST_OK);
     CHECK_EQUAL(do_incr(call, &number, 41, &result), ST_OK);
     CHECK_EQUAL(do_incr(call, &number, 1, &result), ST_OK);
@@ -39,7 +42,11 @@ static void sample_make(Sample *sample) {
                            {.key = key_of(arena, "b2"), .type = TYPE_BYTES, .data = "twotwotwo", .length = 9},
                            {.key = key_of(arena, "a"), .remove = true},
                            {.key = key_of(arena, "b3"), .type = TYPE_STR, .data = "", .length = 0},
-                           {.key = key_of(arena, "b4"), .type = TYPE_BYTES, .data = "four", .length = 4, .expires_ms = UINT64_MAX / 2}};
+                           {.key = key_of(arena, "b4"),
+                            .type = TYPE_BYTES,
+                            .data = "four",
+                            .length = 4,
+                            .expires_ms = UINT64_MAX / 2}};
     uint32_t done = 0;
     CHECK_EQUAL(do_write_many(call, items, 5, &done), ST_OK);
     CHECK_EQUAL(do_clear(call, 5), ST_OK);
@@ -110,8 +117,9 @@ static void checking_alone_applies_nothing_and_sees_the_same(Random *random) {
     CHECK_EQUAL(apply_to(&copy, &sample, sample.log.bytes, sample.log.length, &applied), ST_OK);
     CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, sample.log.bytes, sample.log.length, sample.log.first_lsn,
                        &checked), ST_OK);
-    CHECK(checked.consumed_bytes == applied.consumed_bytes && checked.records == applied.records && checked.applied == 0 &&
-          checked.durable_before == applied.durable_before && checked.wall_ms == applied.wall_ms);
+    CHECK(checked.consumed_bytes == applied.consumed_bytes && checked.records == applied.records &&
+          checked.applied == 0 && checked.durable_before == applied.durable_before &&
+          checked.wall_ms == applied.wall_ms);
     world_free(&copy);
     sample_free(&sample);
 }
@@ -164,7 +172,9 @@ static void a_flipped_bit_anywhere_stops_it_before_that_record(Random *random) {
             bytes[at] ^= (uint8_t)(1 << bit);
             ReplayResult result;
             check_case("byte %llu, bit %d, in record %u", (unsigned long long)at, bit, record);
-            CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, bytes, sample.log.length, sample.log.first_lsn, &result), ST_OK);
+            CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, bytes, sample.log.length, sample.log.first_lsn,
+                               &result),
+                        ST_OK);
             bool padding = result.stopped == NULL;
             /* Zeros that fill up to 8 are under no checksum, and nobody reads them. */
             CHECK_SAYING(padding || result.consumed_bytes == sample.begin[record], "consumed %llu, stopped: %s",
@@ -252,8 +262,9 @@ static void another_store_or_incarnation_or_place_is_no_record(Random *random) {
         CHECK_EQUAL(replay(NULL, seeds[i], sample.log.bytes, sample.log.length, sample.log.first_lsn, &result), ST_OK);
         CHECK(result.consumed_bytes == 0 && strcmp(result.stopped, "header crc") == 0);
     }
-    CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, sample.log.bytes, sample.log.length, sample.log.first_lsn + 8,
-                       &result), ST_OK);
+    CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, sample.log.bytes, sample.log.length,
+                       sample.log.first_lsn + 8, &result),
+                ST_OK);
     CHECK(result.consumed_bytes == 0 && strcmp(result.stopped, "lsn") == 0);
     /* Two records changed places: each is sound, none is where it belongs. */
     uint64_t at = sample.begin[3];
@@ -280,7 +291,8 @@ static void pieces_of_a_log_may_be_applied_one_after_the_other(Random *random) {
     while (at < log.length) {
         ReplayResult result;
         uint64_t n = min_u64(length, log.length - at);
-        CHECK_EQUAL(replay(&copy.arena, world.arena.record_seed, log.bytes + at, n, log.first_lsn + at, &result), ST_OK);
+        CHECK_EQUAL(replay(&copy.arena, world.arena.record_seed, log.bytes + at, n, log.first_lsn + at, &result),
+                    ST_OK);
         CHECK(result.stopped == NULL || strcmp(result.stopped, "short") == 0);
         at += result.consumed_bytes;
         length = result.consumed_bytes == 0 ? length * 2 : random_between(random, 50, 20000);

@@ -251,11 +251,14 @@ static void marks_carry_time_and_watermark(Random *random) {
 
 const Test ring_tests[] = {
     {"records_wrap_and_the_log_is_whole", records_wrap_and_the_log_is_whole},
-    {"a_full_ring_is_busy_until_published_and_nothing_is_held", a_full_ring_is_busy_until_published_and_nothing_is_held},
+    {"a_full_ring_is_busy_until_published_and_nothing_is_held",
+     a_full_ring_is_busy_until_published_and_nothing_is_held},
     {"the_log_state_refuses_writes_and_lets_reads_go_on", the_log_state_refuses_writes_and_lets_reads_go_on},
     {"a_lagging_log_makes_writers_wait", a_lagging_log_makes_writers_wait},
-    {"waiting_for_durable_ends_with_the_sync_or_the_deadline", waiting_for_durable_ends_with_the_sync_or_the_deadline},
-    {"a_sleeping_persister_is_woken_by_a_writer_that_needs_it", a_sleeping_persister_is_woken_by_a_writer_that_needs_it},
+    {"waiting_for_durable_ends_with_the_sync_or_the_deadline",
+     waiting_for_durable_ends_with_the_sync_or_the_deadline},
+    {"a_sleeping_persister_is_woken_by_a_writer_that_needs_it",
+     a_sleeping_persister_is_woken_by_a_writer_that_needs_it},
     {"without_a_log_the_head_moves_over_whole_records", without_a_log_the_head_moves_over_whole_records},
     {"a_record_is_at_most_a_quarter_of_the_ring", a_record_is_at_most_a_quarter_of_the_ring},
     {"room_is_kept_for_a_large_record_that_waits_but_not_for_ever",

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -62,7 +63,7 @@ static void counters_outlive_the_slot(Random *random) {
     world_free(&world);
 }
 
-/* ---- who is dead ------------------------------------------------------------------------------------------------ */
+/* ---- who is dead ----------------------------------------------------------------------------- */
 static void sleep_for_ever(Call *call, void *context) {
     (void)call;
     child_wait_for_kill(context);
@@ -103,10 +104,34 @@ static void another_task_with_the_same_number_does_not_keep_a_slot(Random *rando
     uint64_t owner = world.arena.slots[slot].owner;
     world.arena.slots[slot].start_time = 0;                 /* claimed just now */
     CHECK(!slot_owner_dead(&world.arena.slots[slot], owner));
-    world.arena.slots[slot].start_time = task_start_time(me, me);
+    task_look_up(me, me, &world.arena.slots[slot].start_time);
     CHECK(!slot_owner_dead(&world.arena.slots[slot], owner));
     world.arena.slots[slot].start_time--;                   /* somebody who lived before */
     CHECK(slot_owner_dead(&world.arena.slots[slot], owner));
+    world_free(&world);
+}
+
+/* A checker that can't look (no descriptor left) must not take anybody for dead, and rob or reap him. */
+static void who_cannot_look_takes_nobody_for_dead(Random *random) {
+    (void)random;
+    World world;
+    world_make(&world, &(WorldOptions){.shared = true});
+    uint32_t *there = shared_memory(4096);
+    pid_t child = child_start(&world, sleep_for_ever, there);
+    while (load_acquire_u32(there) == 0) {
+        futex_wait(there, 0, 10000000);
+    }
+    struct rlimit limit, none;
+    CHECK_EQUAL(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = limit;
+    none.rlim_cur = 0;
+    CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &none), 0);
+    uint32_t reaped = reap_all(&world.call);
+    CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    CHECK_EQUAL(reaped, 0);
+    kill(child, SIGKILL);
+    CHECK_EQUAL(child_end(child), SIGKILL);
+    CHECK_EQUAL(reap_all(&world.call), 1);
     world_free(&world);
 }
 
@@ -127,7 +152,7 @@ static void a_thread_that_ended_is_dead_though_its_process_lives(Random *random)
     world_free(&world);
 }
 
-/* ---- what a dead slot leaves ------------------------------------------------------------------------------------- */
+/* ---- what a dead slot leaves ----------------------------------------------------------------- */
 static void take_everything(Call *call, void *context) {
     Arena *arena = call->arena;
     CHECK(heap_claim_for_slot(arena, (uint32_t)call->slot, 100000, false) != 0);
@@ -150,7 +175,8 @@ static void reaping_repairs_what_names_the_slot_and_frees_its_pages(Random *rand
         *there = 0;
         child_kill_there(child_start(&world, take_everything, there), there);
         CHECK_EQUAL(reap_all(&world.call), 1);
-        CHECK_EQUAL(heap_count_free(&world.arena), world.arena.control->page_limit - 6);      /* its overflow buckets' pages */
+        CHECK_EQUAL(heap_count_free(&world.arena),
+                    world.arena.control->page_limit - 6); /* its overflow buckets' pages */
         for (uint32_t i = 0; i < world.arena.stripe_count; i++) {
             CHECK_EQUAL(world.arena.stripes[i].owner, 0);
         }
@@ -159,7 +185,7 @@ static void reaping_repairs_what_names_the_slot_and_frees_its_pages(Random *rand
     world_free(&world);
 }
 
-/* ---- several reapers ----------------------------------------------------------------------------------------------- */
+/* ---- several reapers ------------------------------------------------------------------------- */
 typedef struct Reapers {
     World *world;
     uint32_t freed, stop;
@@ -249,9 +275,12 @@ const Test slot_tests[] = {
     {"the_last_slot_is_followed_by_a_refusal", the_last_slot_is_followed_by_a_refusal},
     {"counters_outlive_the_slot", counters_outlive_the_slot},
     {"the_living_are_not_reaped_zombies_and_the_gone_are", the_living_are_not_reaped_zombies_and_the_gone_are},
-    {"another_task_with_the_same_number_does_not_keep_a_slot", another_task_with_the_same_number_does_not_keep_a_slot},
+    {"another_task_with_the_same_number_does_not_keep_a_slot",
+     another_task_with_the_same_number_does_not_keep_a_slot},
+    {"who_cannot_look_takes_nobody_for_dead", who_cannot_look_takes_nobody_for_dead},
     {"a_thread_that_ended_is_dead_though_its_process_lives", a_thread_that_ended_is_dead_though_its_process_lives},
-    {"reaping_repairs_what_names_the_slot_and_frees_its_pages", reaping_repairs_what_names_the_slot_and_frees_its_pages},
+    {"reaping_repairs_what_names_the_slot_and_frees_its_pages",
+     reaping_repairs_what_names_the_slot_and_frees_its_pages},
     {"beside_other_reapers_each_dead_slot_is_freed_once", beside_other_reapers_each_dead_slot_is_freed_once},
 #ifdef SHMKV_FAULT
     {"a_reaper_that_dies_is_reaped_with_its_prey", a_reaper_that_dies_is_reaped_with_its_prey},

@@ -2,7 +2,7 @@
  *
  * Invariants:
  *   I1  Each test runs in a child of its own, with a deadline: a crash or a hang of one doesn't hide the others.
- *   I2  A test's random numbers depend on the seed and on its name only, so one test alone repeats what it did among all.
+ *   I2  A test's random numbers depend on the seed and its name only: alone it repeats what it did among all.
  */
 #include "suite.h"
 #include "base.h"
@@ -33,7 +33,8 @@ static bool run_one(const Suite *suite, const Test *test, uint64_t seed) {
     pid_t child = fork();
     if (child == 0) {
         alarm(TEST_DEADLINE_S);
-        check_context("%s.%s, again: unit -s %llu %s.%s", suite->name, test->name, (unsigned long long)seed, suite->name, test->name);
+        check_context("%s.%s, again: unit -s %llu %s.%s", suite->name, test->name, (unsigned long long)seed,
+                      suite->name, test->name);
         check_seed(seed);
         Random random = {seed + crc32c(0, test->name, strlen(test->name))};
         test->run(&random);
@@ -42,7 +43,8 @@ static bool run_one(const Suite *suite, const Test *test, uint64_t seed) {
     int status = 0;
     waitpid(child, &status, 0);
     bool good = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    printf("%-6s %s.%s  %.2f s", good ? "ok" : "FAILED", suite->name, test->name, (double)(clock_monotonic_ns() - begun) / 1e9);
+    printf("%-6s %s.%s  %.2f s", good ? "ok" : "FAILED", suite->name, test->name,
+           (double)(clock_monotonic_ns() - begun) / 1e9);
     if (WIFSIGNALED(status)) {
         printf("  (%s)", WTERMSIG(status) == SIGALRM ? "hangs" : strsignal(WTERMSIG(status)));
     }

@@ -32,7 +32,7 @@ typedef struct Self {
     uint64_t cleared;             /* LSN of the last clear that this worker made */
 } Self;
 
-/* ---- values ---------------------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 static uint64_t value_make(Self *self, uint64_t key, uint64_t write, uint64_t length) {
     Head head = {.key = key, .write = write, .length = (uint32_t)length};
     memcpy(self->data + sizeof head, self->noise + random_below(&self->random, NOISE), length - sizeof head);
@@ -48,8 +48,9 @@ static uint64_t value_check(const uint8_t *data, uint64_t length, uint64_t key) 
     CHECK_SAYING(head.key == key, "the value of key %llu says that it belongs to %llu", (unsigned long long)key,
                  (unsigned long long)head.key);
     CHECK_EQUAL(head.length, length);
-    CHECK_SAYING(crc32c(0, data + sizeof head, length - sizeof head) == head.sum, "the value of key %llu, write %llu, is torn",
-                 (unsigned long long)key, (unsigned long long)head.write);
+    CHECK_SAYING(crc32c(0, data + sizeof head, length - sizeof head) == head.sum,
+                 "the value of key %llu, write %llu, is torn", (unsigned long long)key,
+                 (unsigned long long)head.write);
     return head.write;
 }
 
@@ -66,7 +67,7 @@ static Key shared_key(const Self *self, uint64_t number, char *text) {
     return key_of(self->call->arena, text);
 }
 
-/* ---- operations --------------------------------------------------------------------------------------------------- */
+/* ---- operations ------------------------------------------------------------------------------ */
 static void accept(Self *self, Status s) {
     CHECK_SAYING(s == ST_OK || s == ST_FULL || s == ST_NOT_FOUND, "status %d", s);
     self->worker->full += s == ST_FULL;
@@ -83,7 +84,8 @@ static void read_shared(Self *self, uint64_t number) {
     CHECK_EQUAL(s, ST_OK);
     value_check(self->value.data, self->value.length, number);
     CHECK_SAYING(self->value.version >= self->seen[number], "key %llu went back from version %llx to %llx",
-                 (unsigned long long)number, (unsigned long long)self->seen[number], (unsigned long long)self->value.version);
+                 (unsigned long long)number, (unsigned long long)self->seen[number],
+                 (unsigned long long)self->value.version);
     self->seen[number] = self->value.version;
 }
 
@@ -150,13 +152,14 @@ void worker_check_own(Call *call, Worker *worker) {
         Status s = do_get(call, &key, &value);
         if (s == ST_OK) {
             there = value_check(value.data, value.length, 1000000 + i);
-            CHECK_SAYING(there == acked || there == tried, "key %s holds write %llu; %llu was acknowledged, %llu tried", text,
+            CHECK_SAYING(there == acked || there == tried,
+                         "key %s holds write %llu; %llu was acknowledged, %llu tried", text,
                          (unsigned long long)there, (unsigned long long)acked, (unsigned long long)tried);
         } else {
             CHECK_EQUAL(s, ST_NOT_FOUND);
             bool may = acked == 0 || acked % 8 == 7 || tried % 8 == 7;
-            CHECK_SAYING(may, "key %s is gone; write %llu was acknowledged, %llu tried", text, (unsigned long long)acked,
-                         (unsigned long long)tried);
+            CHECK_SAYING(may, "key %s is gone; write %llu was acknowledged, %llu tried", text,
+                         (unsigned long long)acked, (unsigned long long)tried);
             there = tried % 8 == 7 ? tried : acked;
         }
         worker->acked[i] = worker->tried[i] = there;
@@ -164,7 +167,7 @@ void worker_check_own(Call *call, Worker *worker) {
     free(value.data);
 }
 
-/* ---- more than one key ----------------------------------------------------------------------------------------------- */
+/* ---- more than one key ----------------------------------------------------------------------- */
 static void pair_keys(const Self *self, uint64_t number, Key keys[2], char texts[2][24]) {
     for (int i = 0; i < 2; i++) {
         snprintf(texts[i], 24, "pair-%llu-%d", (unsigned long long)number, i);
@@ -258,13 +261,14 @@ static void scan_some(Self *self) {
             if (item->key_length > 7 && memcmp(key, "shared-", 7) == 0) {
                 char digits[24] = {0};
                 memcpy(digits, key + 7, item->key_length - 7);
-                value_check((const uint8_t *)key + align_up(item->key_length, 8), item->value_length, strtoull(digits, NULL, 10));
+                value_check((const uint8_t *)key + align_up(item->key_length, 8), item->value_length,
+                            strtoull(digits, NULL, 10));
             }
         }
     }
 }
 
-/* ---- the loops --------------------------------------------------------------------------------------------------------- */
+/* ---- the loops ------------------------------------------------------------------------------- */
 static void step(Self *self) {
     uint64_t choice = random_below(&self->random, 1000), number = random_below(&self->random, self->stress->keys);
     if (choice < 420) {
@@ -328,8 +332,9 @@ void keeper_run(Call *call, Stress *stress) {
         Finding finding = {0};
         Status s = audit_stripe(call, stripe, true, &finding, 1, &count);
         CHECK(s == ST_OK || s == ST_BUSY);
-        CHECK_SAYING(count == 0, "audit of stripe %u: %s (at %llx, found %llx, expected %llx)", stripe, finding.what,
-                     (unsigned long long)finding.offset, (unsigned long long)finding.found, (unsigned long long)finding.expected);
+        CHECK_SAYING(count == 0, "audit of stripe %u: %s (at %llx, found %llx, expected %llx)", stripe,
+                     finding.what, (unsigned long long)finding.offset, (unsigned long long)finding.found,
+                     (unsigned long long)finding.expected);
         __atomic_fetch_add(&stress->audits, s == ST_OK, __ATOMIC_RELAXED);
         (void)reap_all(call);
     }
@@ -347,7 +352,7 @@ void counters_check(Call *call, const Stress *stress, const uint64_t unknown[COU
         int64_t number;
         CHECK_EQUAL(do_incr(call, &key, 0, &number), ST_OK);
         CHECK_SAYING((uint64_t)number >= told && (uint64_t)number <= told + unknown[i],
-                     "counter %u is %lld; %llu increments were acknowledged, %llu more may have happened", i, (long long)number,
-                     (unsigned long long)told, (unsigned long long)unknown[i]);
+                     "counter %u is %lld; %llu increments were acknowledged, %llu more may have happened", i,
+                     (long long)number, (unsigned long long)told, (unsigned long long)unknown[i]);
     }
 }

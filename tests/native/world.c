@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* ---- making -------------------------------------------------------------------------------------------------- */
+/* ---- making ---------------------------------------------------------------------------------- */
 static void plan_fill(ArenaPlan *plan, const WorldOptions *options) {
     memset(plan, 0, sizeof *plan);
     plan->size_bytes = options->size_bytes ? options->size_bytes : 8 * MIB;
@@ -78,7 +78,7 @@ void call_close(Call *call) {
     call->slot = -1;
 }
 
-/* ---- operations with patience ------------------------------------------------------------------------------- */
+/* ---- operations with patience ---------------------------------------------------------------- */
 #define PATIENTLY(call, result, operation)                                                            \
     do {                                                                                              \
         uint64_t until_ = clock_monotonic_ns() + PATIENCE_NS;                                         \
@@ -213,7 +213,7 @@ uint32_t reap_all(Call *call) {
     return freed;
 }
 
-/* ---- checks ------------------------------------------------------------------------------------------------- */
+/* ---- checks ---------------------------------------------------------------------------------- */
 uint32_t audit_count(Call *call, bool loud) {
     Finding findings[8];
     uint32_t total = 0;
@@ -224,8 +224,9 @@ uint32_t audit_count(Call *call, bool loud) {
         CHECK_SAYING(s == ST_OK, "audit_stripe %u: status %d", i, s);
         for (uint32_t k = 0; k < count && k < 8 && loud; k++) {
             const Finding *f = &findings[k];
-            fprintf(stderr, "audit: stripe %lld: %s (offset %llx, found %llx, expected %llx)\n", (long long)f->stripe, f->what,
-                    (unsigned long long)f->offset, (unsigned long long)f->found, (unsigned long long)f->expected);
+            fprintf(stderr, "audit: stripe %lld: %s (offset %llx, found %llx, expected %llx)\n",
+                    (long long)f->stripe, f->what, (unsigned long long)f->offset, (unsigned long long)f->found,
+                    (unsigned long long)f->expected);
         }
         total += count;
     }
@@ -261,8 +262,9 @@ static const ScanItem *scan_next(Scan *scan) {
             return NULL;
         }
         Status s;
-        PATIENTLY(scan->call, s, store_scan(scan->call, scan->namespace_id, &scan->cursor, true, scan->buffer, scan->capacity,
-                                            &scan->used, &scan->left));
+        PATIENTLY(scan->call, s,
+                  store_scan(scan->call, scan->namespace_id, &scan->cursor, true, scan->buffer, scan->capacity,
+                             &scan->used, &scan->left));
         scan->at = 0;
         if (s == ST_BUFFER) {
             scan->capacity = scan->call->needed_bytes;
@@ -313,7 +315,7 @@ void arenas_equal(Call *left, Call *right) {
     }
 }
 
-/* ---- the log ------------------------------------------------------------------------------------------------ */
+/* ---- the log --------------------------------------------------------------------------------- */
 void log_open(Log *log, const Arena *arena) {
     memset(log, 0, sizeof *log);
     log->first_lsn = load_acquire(&arena->control->ring_head);

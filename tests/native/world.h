@@ -41,7 +41,7 @@ void world_free(World *world);
 void call_open(Call *call, Arena *arena);
 void call_close(Call *call);
 
-/* ---- operations with patience ------------------------------------------------------------------------------- */
+/* ---- operations with patience ---------------------------------------------------------------- */
 Key key_of(const Arena *arena, const char *text);
 Key key_in(const Arena *arena, const char *text, uint16_t namespace_id);
 Status do_set(Call *call, const Key *key, uint8_t type, const void *data, uint64_t length, const SetOptions *options);
@@ -63,7 +63,7 @@ void sweep_all(Call *call);
 /* Slots freed; fails if one whose owner is dead can't be. */
 uint32_t reap_all(Call *call);
 
-/* ---- checks ------------------------------------------------------------------------------------------------- */
+/* ---- checks ---------------------------------------------------------------------------------- */
 /* Deep audit of every stripe and of what is global; findings, of which the first are printed if `loud`. */
 uint32_t audit_count(Call *call, bool loud);
 /* Audit that must find nothing. */
@@ -72,7 +72,7 @@ void audit_clean(Call *call);
 void arenas_equal(Call *left, Call *right);
 uint64_t entry_total(const Arena *arena);
 
-/* ---- the log ------------------------------------------------------------------------------------------------ */
+/* ---- the log --------------------------------------------------------------------------------- */
 typedef struct Log {
     uint8_t *bytes;
     uint64_t length, capacity;

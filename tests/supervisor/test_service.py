@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -150,9 +151,9 @@ def test_the_adopted_arena_is_audited_in_the_background(places: Places, supervis
     store.process.kill()
     store.end()
     restarted = supervised(name)
-    wait_until(lambda: child(places, name, "keeper")["state"] == "UP", "the keeper")
-    wait_until(lambda: child(places, name, "keeper")["progress"].get("swept", 0) > 32, "the second round of the keeper")
-    assert "audit of the adopted arena: 0 findings" in restarted.stop()[1]
+    assert restarted.process.stderr is not None
+    select.select([restarted.process.stderr], [], [], 20)
+    assert "audit of the adopted arena: 0 findings" in restarted.process.stderr.readline()
 
 
 def test_a_persister_that_dies_again_and_again_leaves_a_store_that_reads(places: Places, supervised: Start) -> None:
@@ -161,10 +162,10 @@ def test_a_persister_that_dies_again_and_again_leaves_a_store_that_reads(places:
     with shmkv.attach(name, log_timeout=0.5) as db:
         db["k"] = 1
         persister = child(places, name, "persister")["pid"]
-        for _ in range(5):
+        for _ in range(3):
             os.kill(persister, signal.SIGKILL)
             persister = wait_for_new_child(places, name, "persister", persister)
-        assert child(places, name, "persister")["failures"] == 5
+        assert child(places, name, "persister")["failures"] == 3
         os.kill(persister, signal.SIGSTOP)
         # Writes pass until the limit of the lag; the first one beyond it waits for its deadline and is told.
         with pytest.raises(errors.LogStalled):

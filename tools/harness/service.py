@@ -93,6 +93,8 @@ class Service:
 
     def _environment(self) -> dict[str, str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SHMKV_")}
+        # As an installation has it: without compiled modules each start would compile them anew.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         key, _, value = self._mark.partition("=")
         environment[key] = value
         environment["XDG_RUNTIME_DIR"] = f"{self.directory}/run"

@@ -151,12 +151,17 @@ static void audit_locked(Audit *audit) {
     }
 }
 
-static void audit_global(Audit *audit) {
+/* Traffic goes on meanwhile: what is looked at in two words is looked at under a lock, or twice. */
+static void audit_global(Audit *audit, Call *call) {
     const Arena *arena = audit->arena;
     const Control *control = arena->control;
-    uint64_t tail = load_acquire(&control->ring_tail), head = load_relaxed(&control->ring_head);
-    if (tail < head || tail - head > arena->ring_bytes) {
-        report(audit, "ring: tail and head", 0, tail, head);
+    if (ring_lock(call) == ST_OK) {
+        /* Head first: it may grow up to the tail at any time, and the tail stands still. */
+        uint64_t head = load_acquire(&control->ring_head), tail = load_acquire(&control->ring_tail);
+        ring_unlock(call);
+        if (tail < head || tail - head > arena->ring_bytes) {
+            report(audit, "ring: tail and head", 0, tail, head);
+        }
     }
     for (uint64_t i = 0; i < arena->page_count; i++) {
         uint64_t word = load_relaxed(&arena->page_words[i]);
@@ -166,7 +171,9 @@ static void audit_global(Audit *audit) {
         if (!sound) {
             report(audit, "a page has an impossible owner", arena->pages_offset + i * PAGE_BYTES, word, 0);
         }
-        if (kind == PAGE_SLOT && load_relaxed(&arena->slots[owner % SLOT_COUNT].owner) == 0) {
+        const uint64_t *slot_owner = &arena->slots[owner % SLOT_COUNT].owner;
+        if (kind == PAGE_SLOT && load_acquire(slot_owner) == 0 && load_acquire(&arena->page_words[i]) == word &&
+            load_acquire(slot_owner) == 0) {
             report(audit, "a page belongs to a free slot", arena->pages_offset + i * PAGE_BYTES, word, 0);
         }
     }
@@ -176,7 +183,7 @@ Status audit_stripe(Call *call, uint32_t stripe, bool deep, Finding *findings, u
     Audit audit = {.arena = call->arena, .stripe = stripe, .deep = deep, .findings = findings, .capacity = capacity};
     *count = 0;
     if (stripe >= call->arena->stripe_count) {
-        audit_global(&audit);
+        audit_global(&audit, call);
         *count = audit.count;
         return ST_OK;
     }

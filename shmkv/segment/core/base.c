@@ -111,27 +111,37 @@ uint64_t siphash13(uint64_t k0, uint64_t k1, const void *data, size_t length) {
     return v0 ^ v1 ^ v2 ^ v3;
 }
 
-uint64_t task_start_time(uint32_t pid, uint32_t tid) {
+/* The kernel's word, which needs no descriptor and no /proc. */
+static TaskState task_by_signal(uint32_t pid, uint32_t tid) {
+    return syscall(SYS_tgkill, pid, tid, 0) != 0 && errno == ESRCH ? TASK_GONE : TASK_UNKNOWN;
+}
+
+TaskState task_look_up(uint32_t pid, uint32_t tid, uint64_t *start_time) {
     char text[1024];
+    *start_time = 0;
     snprintf(text, sizeof text, "/proc/%u/task/%u/stat", pid, tid);
     int fd = open(text, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return 0;
+        return task_by_signal(pid, tid);
     }
     ssize_t got = read(fd, text, sizeof text - 1);
     close(fd);
     if (got <= 0) {
-        return 0;
+        return task_by_signal(pid, tid);
     }
     text[got] = 0;
     /* The command's name may hold anything, so count fields from its closing parenthesis. */
     char *field = strrchr(text, ')');
-    if (field == NULL || field[1] != ' ' || field[2] == 'Z' || field[2] == 'X') {
-        return 0;
+    if (field == NULL || field[1] != ' ') {
+        return TASK_UNKNOWN;
+    }
+    if (field[2] == 'Z' || field[2] == 'X') {
+        return TASK_GONE;
     }
     field += 2;
     for (int i = 3; i < 22 && field != NULL; i++) {
         field = strchr(field + 1, ' ');
     }
-    return field == NULL ? 0 : strtoull(field + 1, NULL, 10);
+    *start_time = field == NULL ? 0 : strtoull(field + 1, NULL, 10);
+    return *start_time == 0 ? TASK_UNKNOWN : TASK_THERE;
 }

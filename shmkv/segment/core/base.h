@@ -92,7 +92,9 @@ uint64_t siphash13(uint64_t k0, uint64_t k1, const void *data, size_t length);
 void copy_from_shared(void *restrict to, const void *restrict shared, size_t length);
 void copy_to_shared(void *restrict shared, const void *restrict from, size_t length);
 
-/* Start time of a task in clock ticks since boot; 0 if it does not exist or is a zombie. */
-uint64_t task_start_time(uint32_t pid, uint32_t tid);
+/* Is that thread there?  UNKNOWN when the system can't say now (no descriptor free, /proc hidden): never a proof of death.
+ * *start_time: of a thread that is there, in clock ticks since boot.  A zombie is gone. */
+typedef enum TaskState { TASK_GONE, TASK_THERE, TASK_UNKNOWN } TaskState;
+TaskState task_look_up(uint32_t pid, uint32_t tid, uint64_t *start_time);
 
 #endif

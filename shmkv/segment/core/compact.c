@@ -206,8 +206,12 @@ static int64_t window_choose(const Arena *arena, const Window *window) {
 static void window_fence(Call *call, uint64_t page, uint64_t n) {
     for (uint64_t i = 0; i < n; i++) {
         uint64_t *word = &call->arena->page_words[page + i];
-        if (load_relaxed(word) == PAGE_FREE && cas_u64(word, PAGE_FREE, PAGE_WORD(PAGE_SLOT, CLASS_RUN, call->slot, 1))) {
-            __atomic_fetch_sub(&call->arena->control->pages_free, 1, __ATOMIC_RELAXED);
+        if (load_relaxed(word) != PAGE_FREE) {
+            continue;
+        }
+        __atomic_fetch_sub(&call->arena->control->pages_free, 1, __ATOMIC_RELAXED);
+        if (!cas_u64(word, PAGE_FREE, PAGE_WORD(PAGE_SLOT, CLASS_RUN, call->slot, 1))) {
+            __atomic_fetch_add(&call->arena->control->pages_free, 1, __ATOMIC_RELAXED);
         }
     }
 }
@@ -216,7 +220,7 @@ static bool window_empty_page(Call *call, uint64_t page) {
     Arena *arena = call->arena;
     uint64_t word = load_relaxed(&arena->page_words[page]);
     if (PAGE_KIND(word) != PAGE_STRIPE) {
-        return PAGE_KIND(word) == PAGE_SLOT || PAGE_KIND(word) == PAGE_FREE;
+        return PAGE_KIND(word) == PAGE_FREE || (PAGE_KIND(word) == PAGE_SLOT && PAGE_OWNER(word) == (uint32_t)call->slot);
     }
     uint32_t stripe = PAGE_OWNER(word);
     if (stripe >= arena->stripe_count || begin(call, stripe) != ST_OK) {

@@ -24,7 +24,9 @@ static Status no_memory(Call *call, uint64_t bytes) {
 }
 
 static void draft_bytes_of(Item *item) {
-    item->flags = (uint8_t)((item->expires_ms ? ENTRY_EXPIRES : 0) | (item->options.flags & SET_PIN ? ENTRY_PINNED : 0));
+    bool changes = item->existed && (item->kind == ITEM_INCR || item->kind == ITEM_APPEND);
+    item->flags = (uint8_t)((item->expires_ms ? ENTRY_EXPIRES : 0) | (item->options.flags & SET_PIN ? ENTRY_PINNED : 0) |
+                            (changes ? item->found.entry->flags & ENTRY_PINNED : 0));
     item->draft_bytes = put_bytes(item);
 }
 

@@ -70,9 +70,10 @@ uint64_t heap_count_free(Arena *arena) {
 }
 
 static bool pool_spares(Arena *arena, uint64_t n, bool use_reserve) {
-    uint64_t keep = use_reserve ? 0 : load_relaxed(&arena->control->page_limit) / HEAP_RESERVE_DIVISOR;
-    /* The count is a hint (a killed process leaves it wrong): a refusal needs a count. */
-    return heap_free_hint(arena) >= n + keep || heap_count_free(arena) >= n + keep;
+    uint64_t limit = load_relaxed(&arena->control->page_limit), hint = heap_free_hint(arena);
+    uint64_t keep = use_reserve ? 0 : limit / HEAP_RESERVE_DIVISOR;
+    /* The count is a hint (a killed process leaves it too low, two at once may take it below 0): a refusal needs a count. */
+    return (hint >= n + keep && hint <= limit) || heap_count_free(arena) >= n + keep;
 }
 
 static void pages_release(Arena *arena, uint64_t page, uint64_t n) {
@@ -95,18 +96,17 @@ static uint64_t run_free(const Arena *arena, uint64_t page, uint64_t n) {
 
 static bool run_claim(Arena *arena, uint64_t page, uint64_t n, uint64_t head_word) {
     uint64_t word = head_word;
+    /* Before the first page: a kill in the middle leaves the hint too low, never too high. */
+    __atomic_fetch_sub(&arena->control->pages_free, n, __ATOMIC_RELAXED);
     for (uint64_t i = 0; i < n; i++) {
         if (!cas_u64(&arena->page_words[page + i], PAGE_FREE, word)) {
-            if (i > 0) {
-                __atomic_fetch_sub(&arena->control->pages_free, i, __ATOMIC_RELAXED);
-                pages_release(arena, page, i);
-            }
+            pages_release(arena, page, i);
+            __atomic_fetch_add(&arena->control->pages_free, n - i, __ATOMIC_RELAXED);
             return false;
         }
         KILL_POINT(page_claimed);
         word = head_word & 0xffffffffULL;
     }
-    __atomic_fetch_sub(&arena->control->pages_free, n, __ATOMIC_RELAXED);
     return true;
 }
 
@@ -118,7 +118,7 @@ static int64_t pool_claim(Arena *arena, uint64_t n, uint64_t align, uint64_t hea
         return -1;
     }
     uint64_t start = load_relaxed(cursor) / align * align;
-    if (start + n > limit) {
+    if (start > limit - n) {
         start = 0;
     }
     uint64_t page = start;
@@ -459,13 +459,13 @@ static uint64_t rebuild_page(Arena *arena, Stripe *stripe, uint64_t page, uint64
         stripe->pages += n;
         if (class_ == CLASS_RUN) {
             stripe->used_bytes += n * (uint64_t)PAGE_BYTES;
-            return n;
+            return n != 0 ? n : 1;
         }
         stripe->used_bytes += used * heap_class_bytes(class_);
         if (used < heap_slab_blocks(class_)) {
             list_push(arena, list_head(stripe, class_), page);
         }
-        return n;
+        return n != 0 ? n : 1;
     }
     /* Not linked, or a piece of a run whose claim or return was cut short: back to the pool, page by page. */
     pages_release(arena, page, 1);

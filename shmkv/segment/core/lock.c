@@ -64,13 +64,13 @@ void lock_release(pthread_mutex_t *lock) { pthread_mutex_unlock(lock); }
 uint32_t lock_holder(const pthread_mutex_t *lock) { return load_relaxed_u32(lock_word(lock)) & FUTEX_TID_MASK; }
 
 bool slot_owner_dead(const Slot *slot, uint64_t owner) {
-    uint64_t started = load_acquire(&slot->start_time);
-    uint64_t now = task_start_time((uint32_t)(owner >> 32), (uint32_t)owner);
-    if (started == 0) {
-        /* Just claimed, its start time still to come: only a task that is gone counts. */
-        return now == 0;
+    uint64_t claimed = load_acquire(&slot->start_time), now;
+    TaskState state = task_look_up((uint32_t)(owner >> 32), (uint32_t)owner, &now);
+    if (state != TASK_THERE) {
+        return state == TASK_GONE;
     }
-    return now != started;
+    /* 0: just claimed, its start time still to come. */
+    return claimed != 0 && now != claimed;
 }
 
 bool lock_doctor(Arena *arena, pthread_mutex_t *lock) {

@@ -210,11 +210,21 @@ static bool true_length(const uint8_t *body, uint64_t padded, uint64_t *length) 
     return align_up(*length, 8) == padded;
 }
 
+/* No checksum covers the padding behind a body: it must be zero. */
+static bool padding_is_zero(const uint8_t *body, uint64_t length) {
+    for (uint64_t i = length; i < align_up(length, 8); i++) {
+        if (body[i] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static const char *take_single(Replay *replay, const RecordHeader *h, const uint8_t *body, Status *s) {
     Change change = {.lsn = h->lsn, .crc = h->body_crc};
     uint64_t length;
     if (!true_length(body, h->length - sizeof *h, &length) || crc32c(0, body, length) != h->body_crc ||
-        !parse_body(body, length, h->kind, &change)) {
+        !padding_is_zero(body, length) || !parse_body(body, length, h->kind, &change)) {
         return "body crc";
     }
     *s = queue(replay, &change);
@@ -237,7 +247,7 @@ static const char *take_batch(Replay *replay, const RecordHeader *h, const uint8
                 !parse_body(body + at, item.length, item.kind, &change)) {
                 return "body crc";
             }
-            if (pass == 0 && crc32c(0, body + at, item.length) != item.body_crc) {
+            if (pass == 0 && (crc32c(0, body + at, item.length) != item.body_crc || !padding_is_zero(body + at, item.length))) {
                 return "body crc";
             }
             if (pass == 1) {

@@ -18,7 +18,9 @@ Status slot_claim(Arena *arena, uint32_t pid, uint32_t tid, int32_t *slot) {
         /* Low slots first, so that who walks them (doctor, stats) finds the free ones at the end. */
         Slot *candidate = &arena->slots[i];
         if (load_relaxed(&candidate->owner) == 0 && cas_u64(&candidate->owner, 0, OWNER(pid, tid))) {
-            store_release(&candidate->start_time, task_start_time(pid, tid));
+            uint64_t start_time;
+            task_look_up(pid, tid, &start_time);
+            store_release(&candidate->start_time, start_time);
             *slot = (int32_t)i;
             return ST_OK;
         }
@@ -55,15 +57,15 @@ Status slot_reap(Call *call, int32_t dead) {
         return ST_INVALID;
     }
     Slot *slot = &arena->slots[dead];
-    uint64_t owner = load_acquire(&slot->owner), mine = load_relaxed(&arena->slots[call->slot].owner);
-    if (owner == 0 || owner == mine || !slot_owner_dead(slot, owner)) {
-        /* Mine: an earlier try of this reaper that met a busy lock goes on below. */
-        if (owner != mine) {
-            return ST_CONDITION;
-        }
-    } else {
-        store_release(&slot->start_time, 0);
-        if (!cas_u64(&slot->owner, owner, mine)) {
+    uint64_t owner = load_acquire(&slot->owner), started = load_acquire(&slot->start_time);
+    uint64_t mine = load_relaxed(&arena->slots[call->slot].owner);
+    if (owner == 0) {
+        return ST_CONDITION;
+    }
+    /* Mine: an earlier try of this reaper that met a busy lock goes on below. */
+    if (owner != mine) {
+        /* Both by compare-and-swap: since the proof of death the slot may have been freed and claimed by the living. */
+        if (!slot_owner_dead(slot, owner) || !cas_u64(&slot->start_time, started, 0) || !cas_u64(&slot->owner, owner, mine)) {
             return ST_CONDITION;
         }
         store_release(&slot->start_time, load_relaxed(&arena->slots[call->slot].start_time));

@@ -23,8 +23,9 @@ static bool entry_live(const Arena *arena, const Stripe *stripe, const Entry *e)
     return !UNLIKELY(e->flags & ENTRY_EXPIRES) || entry_expires_ms(e) > arena_now_ms(arena);
 }
 
-static bool entry_is(const Entry *e, const Key *key) {
+static bool entry_is(const Arena *arena, const Entry *e, const Key *key) {
     return e->key_length == key->length && e->namespace_id == key->namespace_id &&
+           arena_offset(arena, entry_key(e)) + key->length <= arena->mapped_bytes &&
            memcmp(entry_key(e), key->data, key->length) == 0;
 }
 
@@ -44,7 +45,7 @@ Status table_find(const Arena *arena, const Key *key, Found *found) {
                 if (UNLIKELY(e == NULL)) {
                     return ST_CORRUPT;
                 }
-                if (entry_is(e, key)) {
+                if (entry_is(arena, e, key)) {
                     found->place = &bucket->place[i];
                     found->entry = e;
                     found->live = entry_live(arena, arena_stripe(arena, key->hash), e);

@@ -285,6 +285,9 @@ static Status append_and_link(Call *call, Write *write) {
         stripe_go_even(&arena->stripes[write->stripes[i]]);
         KILL_POINT(sequence_even);
     }
+    if (UNLIKELY(load_relaxed(&control->need_bytes) != 0) && load_relaxed(&control->need_bytes) <= write->record_bytes) {
+        store_relaxed(&control->need_bytes, 0);      /* whoever was waiting for so much room has had it */
+    }
     call->lsn = lsn;
     call->record_end = lsn + write->record_bytes;
     ring_unlock(call);
