@@ -55,7 +55,7 @@ def remove_data(directory: str) -> None:
             shutil.rmtree(directory)
     except filelock.Timeout as busy:
         raise click.ClickException(
-            f"{directory} is in use: another supervisor holds {directory}/lock; stop that store first. Nothing was removed there"
+            f"{directory} is in use: another supervisor holds its lock; stop that store first. Nothing was removed"
         ) from busy
 
 

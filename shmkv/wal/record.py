@@ -198,7 +198,7 @@ def _read_batch(header: RecordHeader, body: bytes) -> tuple[Entry, ...] | None:
     entries: list[Entry] = []
     at = table_bytes
     for length, crc, kind, _spare in _ITEM.iter_unpack(body[:table_bytes]):
-        piece = body[at : at + length]
+        piece = body[at : at + padded(length)]
         entry = _read_entry(kind, piece, crc) if kind in (PUT, DELETE) and _entry_bytes(piece) == length else None
         if entry is None:
             return None
@@ -217,7 +217,7 @@ def _entry_bytes(body: bytes) -> int:
 
 def _read_entry(kind: int, body: bytes, crc: int) -> Entry | None:
     size_bytes = _entry_bytes(body)
-    if not size_bytes or size_bytes > len(body) or _core.crc32c(body[:size_bytes]) != crc:
+    if not size_bytes or size_bytes > len(body) or _core.crc32c(body[:size_bytes]) != crc or any(body[size_bytes:]):
         return None
     value_length, key_length, namespace, type_, flags, _spare = _ENTRY.unpack_from(body)
     at = _ENTRY.size
