@@ -272,11 +272,27 @@ static int run_child(Matrix *matrix, int point, long hit, int actor) {
 }
 
 /* ---- one death ------------------------------------------------------------------------------- */
+/* Between these points a stripe counts as changing: its sequence is odd in the memory that the dead left behind. */
+static bool must_be_odd(int point) {
+    return (point >= FAULT_tail_stored && point <= FAULT_counted) || (point >= FAULT_repair_odd && point <= FAULT_rebuild_done) ||
+           (point >= FAULT_move_odd && point <= FAULT_move_placed) || point == FAULT_sweep_odd || point == FAULT_sweep_unlinked;
+}
+
+static void check_odd(const Matrix *matrix, int point) {
+    const Arena *arena = &matrix->world.arena;
+    bool odd = matrix->kase->records == NO_RECORD && point <= FAULT_counted;      /* a mark has no stripes */
+    for (uint32_t i = 0; i < arena->stripe_count; i++) {
+        odd = odd || (arena->stripes[i].owner != 0 && (arena->stripes[i].sequence & 1) != 0);
+    }
+    CHECK_SAYING(odd || !must_be_odd(point), "killed at %s, and no dirty stripe has an odd sequence", fault_name(point));
+}
+
 static void one_death(Matrix *matrix, const Image *start, int point, long hit, Actor actor) {
     check_case("%s, killed at %s (hit %ld), then the %s", matrix->kase->name, fault_name(point), hit,
                actor_names[actor]);
     image_restore(matrix, start);
     CHECK_EQUAL(run_child(matrix, point, hit, -1), SIGKILL);
+    check_odd(matrix, point);
     check_all(matrix, start, actor, matrix->kase->dead_slots + 1, false);
     matrix->runs++;
 }
@@ -324,6 +340,7 @@ static void second_deaths(Matrix *matrix, const Image *start, const Image *first
                    fault_name(first_point), actor_names[second], fault_name(point), hit, actor_names[third]);
         image_restore(matrix, first);
         CHECK_EQUAL(run_child(matrix, point, hit, (int)second), SIGKILL);
+        check_odd(matrix, point);
         check_all(matrix, start, third, matrix->kase->dead_slots + 2, false);
         matrix->double_runs++;
     }

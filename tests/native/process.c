@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,6 +13,8 @@ pid_t child_start(World *world, ChildBody body, void *context) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
+        /* A test that fails leaves nobody behind. */
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         Call call;
         call_open(&call, &world->arena);
         body(&call, context);

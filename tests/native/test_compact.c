@@ -155,6 +155,31 @@ static void full_of_one_size_then_thinned_takes_another_size(Random *random) {
     }
 }
 
+/* What readers go by: each move makes a new number and one more move; each unlinking of a dead entry a new number. */
+static void moves_and_unlinkings_show_in_the_stripe(Random *random) {
+    World world;
+    world_make(&world, &(WorldOptions){.no_log = true, .expected_items = 20000});
+    fill_and_thin(&world, random, 10000, 120, 6);
+    uint64_t *moved = &world.arena.slots[world.call.slot].counters[COUNT_MOVES], total = *moved;
+    for (uint32_t i = 0; i < world.arena.stripe_count; i++) {
+        Stripe before = world.arena.stripes[i];
+        uint64_t moves = *moved, pages;
+        CHECK_EQUAL(do_compact(&world.call, i, &pages), ST_OK);
+        CHECK_EQUAL(world.arena.stripes[i].moves - before.moves, *moved - moves);
+        CHECK_EQUAL(world.arena.stripes[i].sequence - before.sequence, 2 * (*moved - moves));
+    }
+    CHECK(*moved - total > 200);
+    CHECK_EQUAL(do_clear(&world.call, 0), ST_OK);
+    for (uint32_t i = 0; i < world.arena.stripe_count; i++) {
+        Stripe before = world.arena.stripes[i];
+        CHECK_EQUAL(do_sweep(&world.call, i), ST_OK);
+        CHECK_EQUAL(world.arena.stripes[i].entries, 0);
+        CHECK(before.entries > 0 && world.arena.stripes[i].sequence > before.sequence);
+        CHECK_EQUAL(world.arena.stripes[i].sequence & 1, 0);
+    }
+    world_free(&world);
+}
+
 static void a_window_leaves_no_page_with_the_slot(Random *random) {
     World world;
     world_make(&world, &(WorldOptions){.no_log = true, .expected_items = 20000});
@@ -174,5 +199,6 @@ const Test compact_tests[] = {
     {"compaction_gives_pages_back_and_changes_no_value", compaction_gives_pages_back_and_changes_no_value},
     {"a_window_is_emptied_for_a_large_value", a_window_is_emptied_for_a_large_value},
     {"full_of_one_size_then_thinned_takes_another_size", full_of_one_size_then_thinned_takes_another_size},
+    {"moves_and_unlinkings_show_in_the_stripe", moves_and_unlinkings_show_in_the_stripe},
     {"a_window_leaves_no_page_with_the_slot", a_window_leaves_no_page_with_the_slot},
     {0}};

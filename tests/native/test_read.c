@@ -1,4 +1,5 @@
 /* test_read.c: look-ups, alone and many at once, iteration: boundaries, what is in the way, read-only callers. */
+#include "compact.h"
 #include "model.h"
 #include "repair.h"
 #include "suite.h"
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const uint64_t lengths[] = {0, 1, 7, 8, 9, 255, 256, 257, 4095, 65535, 65536, 65537, 100000, 122000};
 #define LENGTHS (sizeof lengths / sizeof *lengths)
@@ -280,6 +282,96 @@ static void a_scan_beside_writers_gives_keys_that_stay_exactly_once(Random *rand
     world_free(&world);
 }
 
+/* ---- readers beside writers ------------------------------------------------------------------ */
+typedef struct Race {
+    World *world;
+    uint64_t shortest, longest;
+    uint32_t stop;
+    uint64_t reads, changes;
+} Race;
+
+/* All bytes of a value are the same one: a reader that takes bytes of two values, or of a block that was given to somebody
+ * else meanwhile, sees two. */
+static void *overwrite_again_and_again(void *context) {
+    Race *race = context;
+    Call call;
+    call_open(&call, &race->world->arena);
+    Random random = {(uint64_t)call.slot};
+    uint8_t *data = malloc(race->longest);
+    CHECK(data != NULL);
+    while (load_relaxed_u32(&race->stop) == 0) {
+        uint64_t length = random_between(&random, race->shortest, race->longest);
+        memset(data, (int)random_next(&random), length);
+        CHECK_EQUAL(do_put(&call, random_one_in(&random, 2) ? "one" : "two", data, length), ST_OK);
+        if (random_one_in(&random, 20)) {
+            (void)compact_make_room(&call, length);
+        }
+    }
+    free(data);
+    call_close(&call);
+    return NULL;
+}
+
+static void *read_again_and_again(void *context) {
+    Race *race = context;
+    Call call;
+    call_open(&call, &race->world->arena);
+    Value value = {.capacity = race->longest + LARGE_VALUE_BYTES};
+    value.data = malloc(value.capacity);
+    CHECK(value.data != NULL);
+    uint64_t version = 0;
+    for (uint64_t i = 0; load_relaxed_u32(&race->stop) == 0; i++) {
+        Key key = key_of(call.arena, i % 2 == 0 ? "one" : "two");
+        CHECK_EQUAL(do_get(&call, &key, &value), ST_OK);
+        CHECK(value.length >= race->shortest && value.length <= race->longest);
+        CHECK_SAYING(memcmp(value.data, value.data + 1, value.length - 1) == 0, "a torn value of %llu bytes",
+                     (unsigned long long)value.length);
+        __atomic_fetch_add(&race->reads, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&race->changes, value.version != version, __ATOMIC_RELAXED);
+        version = value.version;
+    }
+    free(value.data);
+    call_close(&call);
+    return NULL;
+}
+
+static void race_values(uint64_t shortest, uint64_t longest) {
+    World world;
+    world_make(&world, &(WorldOptions){.size_bytes = 16 * MIB, .ring_bytes = MIB, .no_log = true});
+    Race race = {.world = &world, .shortest = shortest, .longest = longest};
+    uint8_t *data = calloc(1, longest);
+    CHECK(data != NULL);
+    CHECK_EQUAL(do_put(&world.call, "one", data, longest), ST_OK);
+    CHECK_EQUAL(do_put(&world.call, "two", data, longest), ST_OK);
+    free(data);
+    pthread_t threads[6];
+    for (int i = 0; i < 6; i++) {
+        void *(*body)(void *) = i < 3 ? overwrite_again_and_again : read_again_and_again;
+        CHECK_EQUAL(pthread_create(&threads[i], NULL, body, &race), 0);
+    }
+    usleep(700000);
+    store_release_u32(&race.stop, 1);
+    for (int i = 0; i < 6; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    CHECK(race.reads > 100 && race.changes > 50);
+    audit_clean(&world.call);
+    world_free(&world);
+}
+
+static void beside_writers_no_value_is_torn(Random *random) {
+    (void)random;
+    race_values(1, 400);
+    race_values(2000, 9000);
+    race_values(20000, 65000);
+}
+
+static void beside_writers_no_large_value_is_torn(Random *random) {
+    (void)random;
+    race_values(66000, 120000);
+    race_values(60000, 70000);
+}
+
 const Test read_tests[] = {
     {"values_of_every_length_come_back_whole", values_of_every_length_come_back_whole},
     {"a_buffer_that_is_too_small_says_what_is_needed", a_buffer_that_is_too_small_says_what_is_needed},
@@ -290,4 +382,6 @@ const Test read_tests[] = {
     {"a_scan_gives_each_entry_of_its_namespace_once", a_scan_gives_each_entry_of_its_namespace_once},
     {"a_scan_beside_writers_gives_keys_that_stay_exactly_once",
      a_scan_beside_writers_gives_keys_that_stay_exactly_once},
+    {"beside_writers_no_value_is_torn", beside_writers_no_value_is_torn},
+    {"beside_writers_no_large_value_is_torn", beside_writers_no_large_value_is_torn},
     {0}};

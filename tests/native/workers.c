@@ -59,6 +59,10 @@ static uint64_t random_length(Self *self, uint64_t key) {
         return random_one_in(&self->random, 3) ? random_between(&self->random, 66000, LARGEST)
                                                : random_between(&self->random, 100, 2000);
     }
+    if (key % 4 == 1) {
+        /* Long enough that a reader is often interrupted in the middle. */
+        return random_between(&self->random, 5000, 50000);
+    }
     return random_between(&self->random, sizeof(Head), random_one_in(&self->random, 20) ? 9000 : 600);
 }
 

@@ -24,8 +24,8 @@ static void plan_fill(ArenaPlan *plan, const WorldOptions *options) {
     snprintf(plan->name, sizeof plan->name, "native-test");
 }
 
-static void fix_hash_key(uint8_t *base) {
-    Random random = {check_seed_value()};
+static void fix_hash_key(uint8_t *base, uint64_t salt) {
+    Random random = {check_seed_value() + salt * 0x9e3779b97f4a7c15ULL};
     ArenaHeader *h = (ArenaHeader *)base;
     h->hash_key[0] = random_next(&random);
     h->hash_key[1] = random_next(&random);
@@ -50,7 +50,7 @@ void world_make(World *world, const WorldOptions *options) {
         memset(world->base, 0, world->bytes);
     }
     CHECK_EQUAL(arena_format(world->base, &world->plan), ST_OK);
-    fix_hash_key(world->base);
+    fix_hash_key(world->base, world->options.hash_salt);
     OpenError why;
     s = arena_open(&world->arena, world->base, world->bytes, true, &why);
     CHECK_SAYING(s == ST_OK, "arena_open: status %d, %s", s, why.what);

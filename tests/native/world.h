@@ -22,6 +22,7 @@ typedef struct WorldOptions {
     uint64_t ring_bytes;          /* 0 = 512 KiB */
     uint64_t expected_items;      /* 0 = 256: chains stay short, overflow is easily made */
     uint32_t stripe_count;        /* 0 = 16 */
+    uint64_t hash_salt;           /* another number, other buckets for the same keys */
     bool no_log;
     bool shared;                  /* mmap MAP_SHARED for forks; else memory of malloc, where sanitizers see its ends */
 } WorldOptions;
