@@ -2,9 +2,9 @@
  *
  *   killpoints [-s SEED] [-v] [-f]
  *
- * For each case (killcases.c) and each point that it passes, at its first hit and at later ones: a child is killed there,
- * and the parent acts as next writer of the same key, as reader, or as keeper.  Double crash: a second child is killed at
- * each point of the recovery from the first death (without -f after a third of those).  Then, each time:
+ * For each case (killcases.c) and each point that it passes, at its first hit and at later ones: a child is killed
+ * there, and the parent acts as next writer of the same key, as reader, or as keeper.  Double crash: a second child is
+ * killed at each point of the recovery from the first death (without -f after a third of those).  Then, each time:
  *   - whoever acts is done within a second;
  *   - what the operation wrote is visible as a whole if its record is in the ring, and not at all if it isn't;
  *   - all slots of the dead can be reaped, the audit finds nothing, nothing has leaked;
@@ -274,8 +274,10 @@ static int run_child(Matrix *matrix, int point, long hit, int actor) {
 /* ---- one death ------------------------------------------------------------------------------- */
 /* Between these points a stripe counts as changing: its sequence is odd in the memory that the dead left behind. */
 static bool must_be_odd(int point) {
-    return (point >= FAULT_tail_stored && point <= FAULT_counted) || (point >= FAULT_repair_odd && point <= FAULT_rebuild_done) ||
-           (point >= FAULT_move_odd && point <= FAULT_move_placed) || point == FAULT_sweep_odd || point == FAULT_sweep_unlinked;
+    return (point >= FAULT_tail_stored && point <= FAULT_counted) ||
+           (point >= FAULT_repair_odd && point <= FAULT_rebuild_done) ||
+           (point >= FAULT_move_odd && point <= FAULT_move_placed) || point == FAULT_sweep_odd ||
+           point == FAULT_sweep_unlinked;
 }
 
 static void check_odd(const Matrix *matrix, int point) {
@@ -284,7 +286,8 @@ static void check_odd(const Matrix *matrix, int point) {
     for (uint32_t i = 0; i < arena->stripe_count; i++) {
         odd = odd || (arena->stripes[i].owner != 0 && (arena->stripes[i].sequence & 1) != 0);
     }
-    CHECK_SAYING(odd || !must_be_odd(point), "killed at %s, and no dirty stripe has an odd sequence", fault_name(point));
+    CHECK_SAYING(odd || !must_be_odd(point), "killed at %s, and no dirty stripe has an odd sequence",
+                 fault_name(point));
 }
 
 static void one_death(Matrix *matrix, const Image *start, int point, long hit, Actor actor) {

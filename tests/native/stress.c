@@ -2,10 +2,10 @@
  *
  *   threads     workers and keeper are threads on one mapping (what TSan and ASan can see)
  *   processes   they are processes
- *   kills       processes, and every few ms one of them, the keeper too, is killed and replaced
+ *   kills       processes, and every few ms one of them, the keeper too, is killed and replaced; in the end all at once
  *
- * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes.  At the
- * end both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it was
+ * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes.  At
+ * the end both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it was
  * told.  Each mode runs with few keys (contention), with many, and with many in an arena that is too small for them
  * (refusals, compaction, windows), a third of the time each.
  */
@@ -117,24 +117,43 @@ static void note_where(const Arena *arena, pid_t victim, Deaths *deaths) {
     deaths->in_ring += ((uint32_t)arena->control->ring_lock.__data.__lock & 0x3fffffff) == (uint32_t)victim;
 }
 
+/* Waits for its death; what it had asked for and not been told may have happened or not. */
+static void take_up(const Member *member, Deaths *deaths) {
+    Stress *stress = member->stress;
+    CHECK_EQUAL(child_end(member->process), SIGKILL);
+    deaths->kills++;
+    if (member->number == stress->workers) {
+        return;
+    }
+    Worker *worker = &stress->worker[member->number];
+    uint32_t intent = load_acquire_u32(&worker->intent);
+    if (intent != 0) {
+        deaths->unknown[intent - 1]++;
+        worker->intent = 0;
+    }
+}
+
 static void kill_and_replace(Member *member, Deaths *deaths) {
     Stress *stress = member->stress;
     kill(member->process, SIGSTOP);
     CHECK_SAYING(child_stopped(member->process), "a member ended by itself");
     note_where(&stress->world.arena, member->process, deaths);
     kill(member->process, SIGKILL);
-    CHECK_EQUAL(child_end(member->process), SIGKILL);
-    deaths->kills++;
+    take_up(member, deaths);
     if (member->number < stress->workers) {
-        Worker *worker = &stress->worker[member->number];
-        uint32_t intent = load_acquire_u32(&worker->intent);
-        if (intent != 0) {
-            deaths->unknown[intent - 1]++;
-            worker->intent = 0;
-        }
-        worker_check_own(&stress->world.call, worker);
+        worker_check_own(&stress->world.call, &stress->worker[member->number]);
     }
     member_start(member, false);
+}
+
+/* Everybody at once, and only then does anybody look. */
+static void kill_all(Stress *stress, Member *members, Deaths *deaths) {
+    for (uint32_t i = 0; i <= stress->workers; i++) {
+        kill(members[i].process, SIGKILL);
+    }
+    for (uint32_t i = 0; i <= stress->workers; i++) {
+        take_up(&members[i], deaths);
+    }
 }
 
 /* ---- one run --------------------------------------------------------------------------------- */
@@ -201,7 +220,11 @@ static void run(const char *mode, uint32_t workers, const Phase *phase, double s
     }
     Deaths deaths = {0};
     run_for(stress, &persister, members, seconds, kills, &deaths);
-    end_members(stress, &persister, members, threads);
+    if (kills) {
+        kill_all(stress, members, &deaths);
+    } else {
+        end_members(stress, &persister, members, threads);
+    }
     check_end(stress, &persister, &deaths);
     uint64_t operations = 0, longest = 0, full = 0;
     for (uint32_t i = 0; i < workers; i++) {

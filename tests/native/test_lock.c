@@ -302,6 +302,49 @@ static void a_writer_stopped_at_any_point_is_waited_for_and_goes_on(Random *rand
     }
     CHECK_SAYING(stops >= 20, "a set passes only %d points", stops);
 }
+
+/* ---- the most locks that one write may hold ---------------------------------------------------- */
+static void clear_and_die(Call *call, void *context) {
+    Stop *stop = context;
+    fault_arm(stop->point, stop->hits);
+    (void)do_clear(call, 0);
+}
+
+static void a_clear_over_512_stripes_dies_whole_or_not_at_all(Random *random) {
+    (void)random;
+    static const Stop stops[] = {{FAULT_stripe_locked, 512}, {FAULT_owner_set, 300},     {FAULT_sequence_odd, 300},
+                                 {FAULT_tail_stored, 1},     {FAULT_redo_stored, 700},   {FAULT_linked, 1},
+                                 {FAULT_sequence_even, 300}, {FAULT_owner_cleared, 300}, {FAULT_stripe_unlocked, 300}};
+    Stop *stop = shared_memory(sizeof *stop);
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) {
+        World world;
+        world_make(&world, &(WorldOptions){.shared = true, .stripe_count = STRIPES_MAX, .expected_items = 1000});
+        Log log;
+        log_open(&log, &world.arena);
+        char text[16];
+        for (int k = 0; k < 1000; k++) {
+            snprintf(text, sizeof text, "k%d", k);
+            CHECK_EQUAL(do_put(&world.call, text, text, 4), ST_OK);
+        }
+        *stop = stops[i];
+        check_case("killed at %s, hit %ld", fault_name(stop->point), stop->hits);
+        uint64_t tail = world.arena.control->ring_tail;
+        CHECK_EQUAL(child_end(child_start(&world, clear_and_die, stop)), SIGKILL);
+        bool moved = world.arena.control->ring_tail != tail;
+        CHECK_EQUAL(reap_all(&world.call), 1);
+        CHECK_EQUAL(store_count(&world.arena, 0), moved ? 0 : 1000);
+        for (int k = 0; k < 1000; k++) {
+            snprintf(text, sizeof text, "k%d", k);
+            Key key = key_of(&world.arena, text);
+            uint8_t data[8];
+            Value value = {.data = data, .capacity = sizeof data};
+            CHECK_EQUAL(store_get(&world.call, &key, &value), moved ? ST_NOT_FOUND : ST_OK);
+        }
+        world_verify(&world, &log);
+        log_free(&log);
+        world_free(&world);
+    }
+}
 #endif
 
 const Test lock_tests[] = {
@@ -314,6 +357,7 @@ const Test lock_tests[] = {
      a_lock_that_was_let_go_without_repair_condemns_the_arena},
     {"all_waiters_get_through_after_a_death", all_waiters_get_through_after_a_death},
 #ifdef SHMKV_FAULT
+    {"a_clear_over_512_stripes_dies_whole_or_not_at_all", a_clear_over_512_stripes_dies_whole_or_not_at_all},
     {"a_writer_stopped_at_any_point_is_waited_for_and_goes_on",
      a_writer_stopped_at_any_point_is_waited_for_and_goes_on},
 #endif

@@ -290,8 +290,8 @@ typedef struct Race {
     uint64_t reads, changes;
 } Race;
 
-/* All bytes of a value are the same one: a reader that takes bytes of two values, or of a block that was given to somebody
- * else meanwhile, sees two. */
+/* All bytes of a value are the same one: a reader that takes bytes of two values, or of a block that was given to
+ * somebody else meanwhile, sees two. */
 static void *overwrite_again_and_again(void *context) {
     Race *race = context;
     Call call;

@@ -108,6 +108,46 @@ static void the_whole_log_makes_the_same_table_and_twice_changes_nothing(Random 
     sample_free(&sample);
 }
 
+/* As after a snapshot that is newer than the start of the log. */
+static void an_older_record_changes_nothing_that_is_newer(Random *random) {
+    (void)random;
+    Sample sample = {0};
+    sample_make(&sample);
+    World copy;
+    ReplayResult result;
+    CHECK_EQUAL(apply_to(&copy, &sample, sample.log.bytes, sample.log.length, &result), ST_OK);
+    Value old = {0}, now = {0};
+    static const char *const names[] = {"number", "t", "b1", "b2", "b3", "b4"};
+    for (uint32_t prefix = 0; prefix < sample.records; prefix++) {
+        CHECK_EQUAL(replay(&copy.arena, sample.world.arena.record_seed, sample.log.bytes, sample.begin[prefix],
+                           sample.log.first_lsn, &result), ST_OK);
+        check_case("%u records again", prefix);
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            Key key = key_of(&sample.world.arena, names[i]), same = key_of(&copy.arena, names[i]);
+            CHECK_EQUAL(do_get(&sample.world.call, &key, &old), ST_OK);
+            CHECK_EQUAL(do_get(&copy.call, &same, &now), ST_OK);
+            CHECK_EQUAL(now.version, old.version);
+            CHECK(now.length == old.length && memcmp(now.data, old.data, now.length) == 0);
+        }
+        /* Written before the clear of its namespace, and again behind it. */
+        Key other = key_in(&copy.arena, "other", 5);
+        CHECK_EQUAL(do_get(&copy.call, &other, &now), ST_OK);
+        CHECK(now.length == 5 && memcmp(now.data, "again", 5) == 0);
+        CHECK_EQUAL(store_count(&copy.arena, 5), 1);
+        audit_clean(&copy.call);
+    }
+    /* A record at or below the clear makes no entry, though there is none that is newer. */
+    Key other = key_in(&copy.arena, "other", 5);
+    CHECK_EQUAL(do_delete(&copy.call, &other, 0), ST_OK);
+    CHECK_EQUAL(replay(&copy.arena, sample.world.arena.record_seed, sample.log.bytes, sample.begin[6],
+                       sample.log.first_lsn, &result), ST_OK);
+    CHECK_EQUAL(store_count(&copy.arena, 5), 0);
+    free(old.data);
+    free(now.data);
+    world_free(&copy);
+    sample_free(&sample);
+}
+
 static void checking_alone_applies_nothing_and_sees_the_same(Random *random) {
     (void)random;
     Sample sample = {0};
@@ -175,7 +215,8 @@ static void a_flipped_bit_anywhere_stops_it_before_that_record(Random *random) {
             CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, bytes, sample.log.length, sample.log.first_lsn,
                                &result),
                         ST_OK);
-            CHECK_SAYING(result.stopped != NULL && result.consumed_bytes == sample.begin[record], "consumed %llu, stopped: %s",
+            CHECK_SAYING(result.stopped != NULL && result.consumed_bytes == sample.begin[record],
+                         "consumed %llu, stopped: %s",
                          (unsigned long long)result.consumed_bytes, result.stopped == NULL ? "no" : result.stopped);
             for (int i = 0; i < 6 && result.stopped != NULL; i++) {
                 seen[i] += strcmp(result.stopped, reasons[i]) == 0;
@@ -334,6 +375,7 @@ static void an_arena_that_is_too_small_is_full_and_sound(Random *random) {
 const Test replay_tests[] = {
     {"the_whole_log_makes_the_same_table_and_twice_changes_nothing",
      the_whole_log_makes_the_same_table_and_twice_changes_nothing},
+    {"an_older_record_changes_nothing_that_is_newer", an_older_record_changes_nothing_that_is_newer},
     {"checking_alone_applies_nothing_and_sees_the_same", checking_alone_applies_nothing_and_sees_the_same},
     {"cut_anywhere_it_applies_the_whole_records_before", cut_anywhere_it_applies_the_whole_records_before},
     {"a_flipped_bit_anywhere_stops_it_before_that_record", a_flipped_bit_anywhere_stops_it_before_that_record},

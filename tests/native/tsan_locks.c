@@ -1,5 +1,5 @@
-/* tsan_locks.c: linked into the TSan flavour only.  TSan of gcc 12 does not see pthread_mutex_clocklock, and would report
- * each unlock after it; this one does the same through pthread_mutex_timedlock, which it does see. */
+/* tsan_locks.c: linked into the TSan flavour only.  TSan of gcc 12 does not see pthread_mutex_clocklock, and would
+ * report each unlock after it; this one does the same through pthread_mutex_timedlock, which it does see. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
