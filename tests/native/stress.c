@@ -5,8 +5,8 @@
  *   kills       processes, and every few ms one of them, the keeper too, is killed and replaced; in the end all at once
  *
  * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes.  At
- * the end both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it was
- * told.  Each mode runs with few keys (contention), with many, and with many in an arena that is too small for them
+ * the end both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it
+ * was told.  Each mode runs with few keys (contention), with many, and with many in an arena that is too small for them
  * (refusals, compaction, windows), a third of the time each.
  */
 #ifndef _GNU_SOURCE

@@ -156,12 +156,18 @@ typedef struct Window {
 } Window;
 
 /* The first page behind what can't be moved from this page, 0 if it can: a page of buckets or of a slot, one that failed, or
- * a run of more than half the window: it needs as large a hole as the one that is wanted. */
-static uint64_t window_obstacle(const Arena *arena, const Window *window, uint64_t page) {
+ * a run of more than half the window: it needs as large a hole as the one that is wanted.  *cost: pages that must move as a
+ * whole, so that the end of a long slab is not taken for a cheap page. */
+static uint64_t window_obstacle(const Arena *arena, const Window *window, uint64_t page, uint64_t *cost) {
     uint64_t word = load_relaxed(&arena->page_words[page]), head = page;
     bool failed = PAGE_KIND(word) == PAGE_SLOT || PAGE_KIND(word) == PAGE_BUCKETS;
     for (uint32_t i = 0; i < window->failures; i++) {
         failed = failed || window->failed[i] == page;
+    }
+    if (failed || PAGE_KIND(word) != PAGE_STRIPE || PAGE_CLASS(word) >= CLASS_BUCKETS) {
+        *cost = 0;
+    } else {
+        *cost = heap_run_pages(PAGE_CLASS(word));
     }
     if (failed || PAGE_KIND(word) != PAGE_STRIPE || PAGE_CLASS(word) != CLASS_RUN) {
         return failed ? page + 1 : 0;
@@ -170,21 +176,22 @@ static uint64_t window_obstacle(const Arena *arena, const Window *window, uint64
         head--;
     }
     uint64_t run = PAGE_RUN(load_relaxed(&arena->page_words[head]));
+    *cost = run;
     return run == 0 || run > window->pages / 2 ? page + 1 : 0;
 }
 
-/* Used pages of the window at page; UINT64_MAX if it can't be emptied, and *next = where the next one may begin. */
+/* What emptying the window at page costs; UINT64_MAX if it can't be emptied, and *next = where the next one may begin. */
 static uint64_t window_cost(const Arena *arena, const Window *window, uint64_t page, uint64_t *next) {
-    uint64_t used = 0;
+    uint64_t sum = 0, cost;
     *next = 0;
     for (uint64_t i = window->pages; i-- > 0;) {
-        *next = window_obstacle(arena, window, page + i);
+        *next = window_obstacle(arena, window, page + i, &cost);
         if (*next != 0) {
             return UINT64_MAX;
         }
-        used += PAGE_KIND(load_relaxed(&arena->page_words[page + i])) == PAGE_STRIPE;
+        sum += cost;
     }
-    return used;
+    return sum;
 }
 
 static int64_t window_choose(const Arena *arena, const Window *window) {
@@ -213,6 +220,7 @@ static void window_fence(Call *call, uint64_t page, uint64_t n) {
         if (!cas_u64(word, PAGE_FREE, PAGE_WORD(PAGE_SLOT, CLASS_RUN, call->slot, 1))) {
             __atomic_fetch_add(&call->arena->control->pages_free, 1, __ATOMIC_RELAXED);
         }
+        KILL_POINT(page_claimed);
     }
 }
 

@@ -395,9 +395,11 @@ Status store_mark(Call *call, uint64_t wall_ms) {
         uint64_t lsn = load_relaxed(&arena->control->ring_tail);
         store_relaxed(&arena->control->ring_owner, (uint64_t)call->slot + 1);
         store_release(&slot->verdict, VERDICT(VERDICT_PENDING, lsn));
+        KILL_POINT(verdict_pending);
         record_copy(call, &write, RECORD_MARK, 0, lsn);
         record_put_bytes(arena, lsn + sizeof(RecordHeader), &body, sizeof body);
         store_release(&arena->control->ring_tail, lsn + write.record_bytes);
+        KILL_POINT(tail_stored);
         store_release(&slot->verdict, VERDICT(VERDICT_EMPTY, 0ULL));
         call->lsn = lsn;
         call->record_end = lsn + write.record_bytes;
