@@ -164,13 +164,13 @@ static uint64_t window_obstacle(const Arena *arena, const Window *window, uint64
     for (uint32_t i = 0; i < window->failures; i++) {
         failed = failed || window->failed[i] == page;
     }
-    if (failed || PAGE_KIND(word) != PAGE_STRIPE || PAGE_CLASS(word) >= CLASS_BUCKETS) {
-        *cost = 0;
-    } else {
-        *cost = heap_run_pages(PAGE_CLASS(word));
-    }
-    if (failed || PAGE_KIND(word) != PAGE_STRIPE || PAGE_CLASS(word) != CLASS_RUN) {
+    *cost = 0;
+    if (failed || PAGE_KIND(word) != PAGE_STRIPE) {
         return failed ? page + 1 : 0;
+    }
+    if (PAGE_CLASS(word) != CLASS_RUN) {
+        *cost = PAGE_CLASS(word) < CLASS_BUCKETS ? heap_run_pages(PAGE_CLASS(word)) : 0;
+        return 0;
     }
     while (PAGE_RUN(load_relaxed(&arena->page_words[head])) == 0 && head > 0 && page - head <= window->pages / 2) {
         head--;
