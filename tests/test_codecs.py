@@ -7,13 +7,13 @@ import decimal
 import enum
 import pickle
 import uuid
-from typing import Any
 
 import pytest
 
 from shmkv import codecs, values
 from shmkv.errors import CorruptData
 from shmkv.values import decode, encode
+from tests.test_values import Custom, again
 
 
 class Colour(enum.IntEnum):
@@ -22,21 +22,6 @@ class Colour(enum.IntEnum):
 
 class Text(str):
     __slots__ = ()
-
-
-class Custom:
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Custom) and other.number == self.number
-
-    def __hash__(self) -> int:
-        return hash(self.number)
-
-
-def again(value: Any) -> Any:
-    return decode(*encode(value))
 
 
 @pytest.fixture

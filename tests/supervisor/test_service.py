@@ -104,6 +104,28 @@ def test_a_killed_child_is_replaced_and_nothing_is_lost(places: Places, supervis
         assert dict(db.items()) == {"before": 1, "meanwhile": 2, "after": 3}
 
 
+def test_a_replaced_persister_is_named_in_the_arena_though_nobody_writes(places: Places, supervised: Start) -> None:
+    import posix_ipc
+
+    from shmkv.segment import _core
+
+    name = places.name()
+    supervised(name)
+    with shmkv.attach(name) as db:
+        db["k"] = 1
+        db.sync(timeout=10)
+    old = child(places, name, "persister")["pid"]
+    fd = posix_ipc.SharedMemory(paths.object_name(name)).fd
+    try:
+        assert _core.read_header(fd)["persister_pid"] == old
+        os.kill(old, signal.SIGKILL)
+        wait_for_new_child(places, name, "persister", old)
+        new = child(places, name, "persister")["pid"]
+        wait_until(lambda: _core.read_header(fd)["persister_pid"] == new, "the new persister's name in the arena")
+    finally:
+        os.close(fd)
+
+
 def test_a_killed_supervisor_takes_its_children_along_and_the_next_adopts_the_living_arena(
     places: Places, supervised: Start
 ) -> None:

@@ -152,6 +152,13 @@ static bool check_publish(const Control *control, uint64_t lsn, uint64_t least, 
     return true;
 }
 
+/* Whoever publishes is the persister, for doctor and messages.  The heartbeat of an idle one publishes, too, so after a
+ * restart the word does not name the dead one until somebody writes. */
+static void name_persister(const Op *op) {
+    const Arena *arena = op->call.arena;
+    store_relaxed(&arena->control->persister_pid, load_relaxed(&arena->slots[op->call.slot].owner) >> 32);
+}
+
 PyObject *arena_publish_written(PyObject *self, PyObject *lsn_object) {
     uint64_t lsn;
     Op op;
@@ -161,7 +168,7 @@ PyObject *arena_publish_written(PyObject *self, PyObject *lsn_object) {
     Control *control = op.call.arena->control;
     bool good = check_publish(control, lsn, load_relaxed(&control->written_lsn), "written");
     if (good) {
-        store_relaxed(&control->persister_pid, (uint64_t)load_relaxed(&op.call.arena->slots[op.call.slot].owner) >> 32);
+        name_persister(&op);
         ring_publish_written(op.call.arena, lsn);
     }
     return arena_finish(&op, good ? ST_OK : ST_RAISED);
@@ -177,6 +184,7 @@ PyObject *arena_publish_durable(PyObject *self, PyObject *const *args, Py_ssize_
     Control *control = op.call.arena->control;
     bool good = check_publish(control, lsn, load_relaxed(&control->durable_lsn), "durable");
     if (good) {
+        name_persister(&op);
         if (load_relaxed(&control->written_lsn) < lsn) {
             store_release(&control->written_lsn, lsn);
         }
