@@ -74,6 +74,18 @@ KEYS: tuple[Key, ...] = (
         0.001, 3600.0),
     Key("lag_limit", "duration", 5.0, "how long the log may be behind before writers wait", 0.1, 3600.0),
     Key("log_file", "size", 64 * MIB, "size of one file of the log", MIB, 1 << 36),
+    Key("snapshot_interval", "duration", 3600.0,
+        "longest time between two snapshots while something is written; 0 = no limit", 0.0, 31536000.0),
+    Key("snapshot_log", "size", 256 * MIB,
+        "a snapshot is taken when the log has grown by this, or by the size of the last snapshot if that is more; "
+        "0 = no limit", 0, 1 << 44),
+    Key("snapshot_compression", "choice", "none", "compression of snapshots; zstd needs shmkv[zstd]",
+        choices=("none", "zstd")),
+    Key("archive_dir", "text", "", "directory that log files are copied to before they are trimmed; empty = none"),
+    Key("key_file", "text", "", "encrypt what is on disk with the key in this file (needs shmkv[crypto])"),
+    Key("key_environment", "text", "", "the same, with the key in this environment variable"),
+    Key("key_command", "text", "", "the same, with the key that this command prints"),
+    Key("key_credential", "text", "", "the same, with the key in this systemd credential"),
     Key("accept_loss", "flag", False, "start on a damaged log: everything from the damage on is given up"),
     Key("keep_arena", "flag", False, "leave the shared memory in place at a clean stop, for a warm start"),
     Key("lock_timeout", "duration", 5.0, "how long a call waits for a lock before LockTimeout", 0.01, 3600.0),
@@ -102,6 +114,14 @@ class Settings(NamedTuple):
     sync_interval: float = 1.0
     lag_limit: float = 5.0
     log_file: int = 64 * MIB
+    snapshot_interval: float = 3600.0
+    snapshot_log: int = 256 * MIB
+    snapshot_compression: str = "none"
+    archive_dir: str = ""
+    key_file: str = ""
+    key_environment: str = ""
+    key_command: str = ""
+    key_credential: str = ""
     accept_loss: bool = False
     keep_arena: bool = False
     lock_timeout: float = 5.0

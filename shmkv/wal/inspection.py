@@ -20,7 +20,8 @@ from shmkv.wal.log import LogDirectory
 from shmkv.wal.manifest import read_manifest
 from shmkv.wal.record import Record, Stop, read_records
 from shmkv.wal.recovery import ColdPlan, judge, plan_cold
-from shmkv.wal.start import LOG_DIR, Replay, replay_segment
+from shmkv.wal.replay import Replay, replay_segment
+from shmkv.wal.start import LOG_DIR
 
 
 def plan_of(files: Files, data_dir: str) -> ColdPlan:

@@ -34,8 +34,9 @@ from shmkv.wal.loop import CLEAN, RETRY, Persister
 from shmkv.wal.manifest import Manifest, ManifestRead, ManifestSlots, read_manifest
 from shmkv.wal.pace import Pace, Settings
 from shmkv.wal.recovery import ADOPT, DISCARD, FINISH, REFUSE, LivingArena, plan_warm
+from shmkv.wal.replay import Apply
 from shmkv.wal.spares import SpareMaker, in_thread
-from shmkv.wal.start import LOG_DIR, Apply, Place, Started, start_cold, start_warm
+from shmkv.wal.start import LOG_DIR, Place, Started, start_cold, start_warm
 
 DAMAGED_LOG, CANNOT_CREATE, LOCK_HELD, BAD_CONFIG = 65, 73, 75, 78
 PROGRESS_INTERVAL_S = 0.2

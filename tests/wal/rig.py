@@ -14,8 +14,9 @@ from shmkv.wal.channel import Events, Orders
 from shmkv.wal.loop import Persister
 from shmkv.wal.manifest import Manifest, read_manifest
 from shmkv.wal.pace import Pace, Settings
+from shmkv.wal.replay import Apply
 from shmkv.wal.spares import SpareMaker
-from shmkv.wal.start import Apply, Started, start_cold, start_warm
+from shmkv.wal.start import Started, start_cold, start_warm
 from shmkv.wal.writer import LogShape
 
 ARENA_BYTES = 8 << 20
