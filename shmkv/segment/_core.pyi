@@ -32,14 +32,37 @@ def format_arena(
     incarnation: int,
     first_lsn: int,
     has_log: bool,
+    hash_key: Buffer | None = None,
 ) -> None:
-    """Write an empty arena (state CREATING) into fd, whose size_bytes must be reserved and zero."""
+    """Write an empty arena (state CREATING) into fd, whose size_bytes must be reserved and zero.
+
+    hash_key: 16 bytes, as info() of another arena gives them; None = random ones. With the same key every entry of
+    stripe s of n falls into stripes s * m // n to (s + 1) * m // n of an arena with m stripes.
+    """
 
 def read_header(fd: int, /) -> dict[str, Any]:
     """Header and ring words of any layout version, as Arena.info gives them; CorruptData if neither copy is good."""
 
-def verify(data: Buffer, *, store_id: Buffer, incarnation: int, first_lsn: int) -> dict[str, Any]:
-    """Check log records: consumed_bytes, next_lsn, records, applied, durable_before, wall_ms, stopped (or None).
+def verify(
+    data: Buffer,
+    *,
+    store_id: Buffer,
+    incarnation: int,
+    first_lsn: int,
+    limit_lsn: int = 2**64 - 1,
+    limit_wall_ms: int = 2**64 - 1,
+) -> dict[str, Any]:
+    """Check log records.
+
+    consumed_bytes, next_lsn, records, applied, durable_before, wall_ms, mark_lsn, stopped (None or why). wall_ms and
+    mark_lsn are those of the last mark (0: there was none). "limit" is why it stopped before the first record whose LSN
+    is past limit_lsn, or before the first mark later than limit_wall_ms. Records between the last mark that is early
+    enough and that one were taken already: to end at a time, verify first, then apply with limit_lsn=mark_lsn. Lets the
+    GIL go.
+    """
+
+def check_entries(data: Buffer, /) -> dict[str, Any]:
+    """Check entry images as Arena.load does, without an arena (so "stripe" is never what stopped it), applied is 0.
 
     Lets the GIL go.
     """
@@ -125,6 +148,13 @@ class Store:
         Raises StoreUnavailable; this one always does.
         """
 
+    def _explain_stall(self) -> tuple[int, str] | None:
+        """Hook, called when a write has waited for the log until its deadline: why no wait will help.
+
+        (descriptor of the arena that the handle goes on in, or -1; text of the StoreUnavailable); the caller closes the
+        descriptor. None, as this one always says: the arena still has its name, and the write ends as LogStalled.
+        """
+
     def _incr_slow(self, key: str | bytes, amount: Any, initial: Any, ttl: Any, /) -> Any:
         """Hook, called for floats and beyond 64 bits; this one raises OverflowError."""
 
@@ -169,14 +199,50 @@ class Arena:
 
     def publish_written(self, lsn: int, /) -> None: ...
     def publish_durable(self, lsn: int, collected_ms: int, /) -> None: ...
+    def attend(self) -> None:
+        """The keeper's sign of life, for a store without a log.
+
+        Without one for the lag limit, and without a supervisor, writers wait, then get StoreUnavailable.
+        """
+
     def set_lsn(self, lsn: int, /) -> None:
         """Where the log goes on after recovery; only while CREATING."""
 
     def mark(self, wall_ms: int, /) -> int:
         """Append a mark record; its LSN."""
 
-    def apply(self, data: Buffer, *, store_id: Buffer, incarnation: int, first_lsn: int) -> dict[str, Any]:
-        """As verify, and apply the records; only while CREATING."""
+    def apply(
+        self,
+        data: Buffer,
+        *,
+        store_id: Buffer,
+        incarnation: int,
+        first_lsn: int,
+        limit_lsn: int = 2**64 - 1,
+        limit_wall_ms: int = 2**64 - 1,
+    ) -> dict[str, Any]:
+        """As verify, and apply the records where they are newer; only while CREATING, one thread at a time."""
+
+    def fill(self, cursor: int, buffer: Buffer, /) -> tuple[int, int, int, int, int]:
+        """Copy entry images of one stripe into buffer: (next_cursor, used_bytes, entries, stripe, needed_bytes).
+
+        cursor starts at 0 and ends at CURSOR_END. One call never passes the end of a stripe, and gives no entries where
+        that has no more. needed_bytes > 0: the next entry alone is larger than the buffer; nothing was copied, the
+        cursor stays. An image: 24 bytes of header (version first), 8 of expiry if it has one, the key padded to 8, the
+        value padded to 8. All namespaces, live and expired entries, none below a clear. Checksums are checked:
+        CorruptData names stripe and key hash. Works on a retired arena and on a read-only handle, too. Without the GIL;
+        waits up to 5 s for a stripe's lock (LockTimeout) only when 64 tries without it failed.
+        """
+
+    def load(self, data: Buffer, /, *, first_stripe: int = 0, end_stripe: int | None = None) -> dict[str, Any]:
+        """Check entry images and put them where they are newer; only while CREATING.
+
+        consumed_bytes, entries, applied, highest_version, stopped: None or what is wrong with the next image: "length",
+        "version", "body crc", "stripe" (its key is not of first_stripe <= stripe < end_stripe, in this arena). Without
+        the GIL. Threads may load at once if their ranges of stripes are disjoint and none applies. MemoryLimitExceeded:
+        the arena is full. A call over all stripes moves entries to make room; one over a range can't, so wait for the
+        other threads, then load the same data again over all stripes. data must not change meanwhile.
+        """
 
     def sweep(self, stripe: int, /) -> None: ...
     def compact(self, stripe: int, /) -> int:

@@ -4,7 +4,8 @@
  *   processes   they are processes
  *   kills       processes, and every few ms one of them, the keeper too, is killed and replaced; in the end all at once
  *
- * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes.  At
+ * The main thread is the persister: it takes the log from the ring and applies it to a second arena as it comes, and
+ * walks the arena for snapshots in between: each, with the log from its start, must make the second arena again.  At
  * the end both arenas hold the same, the audit finds nothing, counters add up, and each worker's own keys hold what it
  * was told.  Each mode runs with few keys (contention), with many, and with many in an arena that is too small for them
  * (refusals, compaction, windows), a third of the time each.
@@ -13,6 +14,7 @@
 #define _GNU_SOURCE               /* pthread_tryjoin_np */
 #endif
 #include "ring.h"
+#include "snapshots.h"
 #include "stress.h"
 
 #include <pthread.h>
@@ -37,9 +39,10 @@ typedef struct Persister {
     uint64_t lsn;
     uint8_t *buffer;
     uint64_t records, bytes;
+    Walk walk;
 } Persister;
 
-static void persister_make(Persister *persister, const World *world) {
+static void persister_make(Persister *persister, World *world, uint64_t seed) {
     memset(persister, 0, sizeof *persister);
     WorldOptions options = world->options;
     options.size_bytes *= 2;      /* dead entries are swept here when it is full, not before */
@@ -47,6 +50,7 @@ static void persister_make(Persister *persister, const World *world) {
     persister->lsn = world->arena.control->durable_lsn;
     persister->buffer = malloc(world->arena.ring_bytes);
     CHECK(persister->buffer != NULL);
+    walk_make(&persister->walk, world, seed);
 }
 
 static void persist(Persister *persister, World *world) {
@@ -59,9 +63,11 @@ static void persist(Persister *persister, World *world) {
     memcpy(persister->buffer, arena->ring + at, first);
     memcpy(persister->buffer + first, arena->ring, length - first);
     ReplayResult result;
-    Status s = replay(&persister->copy.arena, arena->record_seed, persister->buffer, length, persister->lsn, &result);
+    Status s = replay(&persister->copy.arena, arena->record_seed, persister->buffer, length, persister->lsn, NULL,
+                      &result);
     CHECK_SAYING(s == ST_OK && result.stopped == NULL && result.consumed_bytes == length, "log at %llx: status %d, %s",
                  (unsigned long long)result.next_lsn, s, result.stopped ? result.stopped : "");
+    walk_take_log(&persister->walk, persister->lsn, persister->buffer, length);
     persister->records += result.records;
     persister->bytes += length;
     persister->lsn = tail;
@@ -162,6 +168,10 @@ static void run_for(Stress *stress, Persister *persister, Member *members, doubl
     uint64_t now = clock_monotonic_ns(), end = now + (uint64_t)(seconds * 1e9), next_kill = now + 5000000;
     while ((now = clock_monotonic_ns()) < end) {
         persist(persister, &stress->world);
+        if (walk_on(&persister->walk)) {
+            persist(persister, &stress->world);
+            walk_compare(&persister->walk, &persister->copy.call, persister->lsn);
+        }
         if (kills && now >= next_kill) {
             kill_and_replace(&members[random_below(&random, stress->workers + 1)], deaths);
             next_kill = clock_monotonic_ns() + random_between(&random, 200000, 4000000);
@@ -211,7 +221,7 @@ static void run(const char *mode, uint32_t workers, const Phase *phase, double s
     world_make(&stress->world, &(WorldOptions){.size_bytes = phase->size_bytes, .ring_bytes = MIB, .shared = true,
                                                .expected_items = phase->keys});
     Persister persister;
-    persister_make(&persister, &stress->world);
+    persister_make(&persister, &stress->world, seed);
     Member members[WORKERS_MOST + 1];
     for (uint32_t i = 0; i <= workers; i++) {
         members[i] = (Member){.stress = stress, .number = i};
@@ -234,10 +244,11 @@ static void run(const char *mode, uint32_t workers, const Phase *phase, double s
         longest = worker->longest_ns > longest ? worker->longest_ns : longest;
     }
     printf("%-9s %-4s %llu operations, %llu records, %llu full, %llu stripes audited, %llu pages compacted, "
-           "longest stall %.1f ms",
+           "%llu snapshots, longest stall %.1f ms",
            mode, phase->name, (unsigned long long)operations, (unsigned long long)persister.records,
            (unsigned long long)full, (unsigned long long)stress->audits,
-           (unsigned long long)stress->compacted_pages, (double)longest / 1e6);
+           (unsigned long long)stress->compacted_pages,
+           (unsigned long long)persister.walk.finished, (double)longest / 1e6);
     if (kills) {
         printf("; %llu kills, %llu with a stripe's lock, %llu with the ring's", (unsigned long long)deaths.kills,
                (unsigned long long)deaths.in_stripe, (unsigned long long)deaths.in_ring);
@@ -245,6 +256,7 @@ static void run(const char *mode, uint32_t workers, const Phase *phase, double s
     printf("\n");
     fflush(stdout);
     free(persister.buffer);
+    walk_free(&persister.walk);
     world_free(&persister.copy);
     world_free(&stress->world);
 }

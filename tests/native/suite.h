@@ -10,7 +10,7 @@ typedef struct Test {
 } Test;
 
 #define SUITES(X) \
-    X(base) X(arena) X(heap) X(table) X(ring) X(read) X(write) X(compact) X(replay) X(lock) X(slot) X(audit)
+    X(base) X(arena) X(heap) X(table) X(ring) X(read) X(write) X(compact) X(replay) X(snapshot) X(walk) X(lock) X(slot) X(audit)
 
 #define SUITE_DECLARE(name) extern const Test name##_tests[];
 SUITES(SUITE_DECLARE)

@@ -1,8 +1,10 @@
 /* test_compact.c: moving entries gives pages back, changes no value, and makes room for a large one. */
 #include "compact.h"
 #include "heap.h"
+#include "lock.h"
 #include "model.h"
 #include "suite.h"
+#include "table.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -196,10 +198,30 @@ static void a_window_leaves_no_page_with_the_slot(Random *random) {
     world_free(&world);
 }
 
+static void a_sweep_that_meets_a_chain_without_sense_condemns_the_arena(Random *random) {
+    (void)random;
+    for (int compacting = 0; compacting < 2; compacting++) {
+        World world;
+        world_make(&world, &(WorldOptions){.no_log = true});
+        Key key = key_of(&world.arena, "key");
+        uint32_t stripe = (uint32_t)(key.hash >> world.arena.stripe_shift);
+        uint64_t pages;
+        CHECK_EQUAL(do_put(&world.call, "key", "value", 5), ST_OK);
+        CHECK_EQUAL(do_clear(&world.call, 0), ST_OK);
+        table_bucket(&world.arena, key.hash)->next = 12345;
+        CHECK_EQUAL(compacting ? do_compact(&world.call, stripe, &pages) : do_sweep(&world.call, stripe), ST_CORRUPT);
+        CHECK_EQUAL(world.arena.control->condemned, 1);
+        CHECK_EQUAL(lock_holder(&world.arena.stripes[stripe].lock), 0);
+        world_free(&world);
+    }
+}
+
 const Test compact_tests[] = {
     {"compaction_gives_pages_back_and_changes_no_value", compaction_gives_pages_back_and_changes_no_value},
     {"a_window_is_emptied_for_a_large_value", a_window_is_emptied_for_a_large_value},
     {"full_of_one_size_then_thinned_takes_another_size", full_of_one_size_then_thinned_takes_another_size},
     {"moves_and_unlinkings_show_in_the_stripe", moves_and_unlinkings_show_in_the_stripe},
     {"a_window_leaves_no_page_with_the_slot", a_window_leaves_no_page_with_the_slot},
+    {"a_sweep_that_meets_a_chain_without_sense_condemns_the_arena",
+     a_sweep_that_meets_a_chain_without_sense_condemns_the_arena},
     {0}};

@@ -70,7 +70,7 @@ static void sample_free(Sample *sample) {
 /* Applies the first `length` bytes of `bytes` to a new arena. */
 static Status apply_to(World *copy, const Sample *sample, const uint8_t *bytes, uint64_t length, ReplayResult *result) {
     world_make(copy, &sample->world.options);
-    Status s = replay(&copy->arena, sample->world.arena.record_seed, bytes, length, sample->log.first_lsn, result);
+    Status s = replay(&copy->arena, sample->world.arena.record_seed, bytes, length, sample->log.first_lsn, NULL, result);
     world_log_at(copy, sample->log.first_lsn + sample->log.length);
     return s;
 }
@@ -102,7 +102,7 @@ static void the_whole_log_makes_the_same_table_and_twice_changes_nothing(Random 
         arenas_equal(&copy.call, &sample.world.call);
         audit_clean(&copy.call);
         CHECK_EQUAL(replay(&copy.arena, sample.world.arena.record_seed, sample.log.bytes, sample.log.length,
-                           sample.log.first_lsn, &result), ST_OK);
+                           sample.log.first_lsn, NULL, &result), ST_OK);
     }
     world_free(&copy);
     sample_free(&sample);
@@ -120,7 +120,7 @@ static void an_older_record_changes_nothing_that_is_newer(Random *random) {
     static const char *const names[] = {"number", "t", "b1", "b2", "b3", "b4"};
     for (uint32_t prefix = 0; prefix < sample.records; prefix++) {
         CHECK_EQUAL(replay(&copy.arena, sample.world.arena.record_seed, sample.log.bytes, sample.begin[prefix],
-                           sample.log.first_lsn, &result), ST_OK);
+                           sample.log.first_lsn, NULL, &result), ST_OK);
         check_case("%u records again", prefix);
         for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
             Key key = key_of(&sample.world.arena, names[i]), same = key_of(&copy.arena, names[i]);
@@ -140,7 +140,7 @@ static void an_older_record_changes_nothing_that_is_newer(Random *random) {
     Key other = key_in(&copy.arena, "other", 5);
     CHECK_EQUAL(do_delete(&copy.call, &other, 0), ST_OK);
     CHECK_EQUAL(replay(&copy.arena, sample.world.arena.record_seed, sample.log.bytes, sample.begin[6],
-                       sample.log.first_lsn, &result), ST_OK);
+                       sample.log.first_lsn, NULL, &result), ST_OK);
     CHECK_EQUAL(store_count(&copy.arena, 5), 0);
     free(old.data);
     free(now.data);
@@ -156,7 +156,7 @@ static void checking_alone_applies_nothing_and_sees_the_same(Random *random) {
     World copy;
     CHECK_EQUAL(apply_to(&copy, &sample, sample.log.bytes, sample.log.length, &applied), ST_OK);
     CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, sample.log.bytes, sample.log.length, sample.log.first_lsn,
-                       &checked), ST_OK);
+                       NULL, &checked), ST_OK);
     CHECK(checked.consumed_bytes == applied.consumed_bytes && checked.records == applied.records &&
           checked.applied == 0 && checked.durable_before == applied.durable_before &&
           checked.wall_ms == applied.wall_ms);
@@ -213,7 +213,7 @@ static void a_flipped_bit_anywhere_stops_it_before_that_record(Random *random) {
             ReplayResult result;
             check_case("byte %llu, bit %d, in record %u", (unsigned long long)at, bit, record);
             CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, bytes, sample.log.length, sample.log.first_lsn,
-                               &result),
+                               NULL, &result),
                         ST_OK);
             CHECK_SAYING(result.stopped != NULL && result.consumed_bytes == sample.begin[record],
                          "consumed %llu, stopped: %s",
@@ -298,17 +298,17 @@ static void another_store_or_incarnation_or_place_is_no_record(Random *random) {
     uint8_t other[16] = "another store id";
     uint32_t seeds[2] = {arena_record_seed(other, 7), arena_record_seed(sample.world.plan.store_id, 8)};
     for (int i = 0; i < 2; i++) {
-        CHECK_EQUAL(replay(NULL, seeds[i], sample.log.bytes, sample.log.length, sample.log.first_lsn, &result), ST_OK);
+        CHECK_EQUAL(replay(NULL, seeds[i], sample.log.bytes, sample.log.length, sample.log.first_lsn, NULL, &result), ST_OK);
         CHECK(result.consumed_bytes == 0 && strcmp(result.stopped, "header crc") == 0);
     }
     CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, sample.log.bytes, sample.log.length,
-                       sample.log.first_lsn + 8, &result),
+                       sample.log.first_lsn + 8, NULL, &result),
                 ST_OK);
     CHECK(result.consumed_bytes == 0 && strcmp(result.stopped, "lsn") == 0);
     /* Two records changed places: each is sound, none is where it belongs. */
     uint64_t at = sample.begin[3];
     CHECK_EQUAL(replay(NULL, sample.world.arena.record_seed, sample.log.bytes + at, sample.log.length - at,
-                       sample.log.first_lsn, &result), ST_OK);
+                       sample.log.first_lsn, NULL, &result), ST_OK);
     CHECK_EQUAL(result.consumed_bytes, 0);
     sample_free(&sample);
 }
@@ -330,7 +330,7 @@ static void pieces_of_a_log_may_be_applied_one_after_the_other(Random *random) {
     while (at < log.length) {
         ReplayResult result;
         uint64_t n = min_u64(length, log.length - at);
-        CHECK_EQUAL(replay(&copy.arena, world.arena.record_seed, log.bytes + at, n, log.first_lsn + at, &result),
+        CHECK_EQUAL(replay(&copy.arena, world.arena.record_seed, log.bytes + at, n, log.first_lsn + at, NULL, &result),
                     ST_OK);
         CHECK(result.stopped == NULL || strcmp(result.stopped, "short") == 0);
         at += result.consumed_bytes;
@@ -362,7 +362,7 @@ static void an_arena_that_is_too_small_is_full_and_sound(Random *random) {
     }
     world_make(&copy, &(WorldOptions){.size_bytes = 7 * MIB});
     ReplayResult result;
-    CHECK_EQUAL(replay(&copy.arena, world.arena.record_seed, log.bytes, log.length, log.first_lsn, &result), ST_FULL);
+    CHECK_EQUAL(replay(&copy.arena, world.arena.record_seed, log.bytes, log.length, log.first_lsn, NULL, &result), ST_FULL);
     CHECK(result.stopped == NULL);
     world_log_at(&copy, world.arena.control->ring_tail);
     audit_clean(&copy.call);

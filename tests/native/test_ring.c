@@ -170,7 +170,7 @@ static void without_a_log_the_head_moves_over_whole_records(Random *random) {
         Log log = {.first_lsn = control->ring_head};
         log_collect(&log, &world.arena, false);
         ReplayResult result;
-        CHECK_EQUAL(replay(NULL, world.arena.record_seed, log.bytes, log.length, log.first_lsn, &result), ST_OK);
+        CHECK_EQUAL(replay(NULL, world.arena.record_seed, log.bytes, log.length, log.first_lsn, NULL, &result), ST_OK);
         CHECK(result.stopped == NULL);
         CHECK_EQUAL(result.consumed_bytes, log.length);
         log_free(&log);
@@ -241,7 +241,7 @@ static void marks_carry_time_and_watermark(Random *random) {
     CHECK_EQUAL(do_mark(&world.call), ST_OK);
     log_collect(&log, &world.arena, true);
     ReplayResult result;
-    CHECK_EQUAL(replay(NULL, world.arena.record_seed, log.bytes, log.length, log.first_lsn, &result), ST_OK);
+    CHECK_EQUAL(replay(NULL, world.arena.record_seed, log.bytes, log.length, log.first_lsn, NULL, &result), ST_OK);
     CHECK_EQUAL(result.records, 2);
     CHECK_EQUAL(result.durable_before, durable);
     CHECK_EQUAL(result.wall_ms, 1700000000000ULL);

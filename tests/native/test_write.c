@@ -111,7 +111,7 @@ static void a_batch_is_cut_into_records_that_are_whole(Random *random) {
     CHECK_EQUAL(done, ITEMS);
     log_collect(&log, &world.arena, true);
     ReplayResult result;
-    CHECK_EQUAL(replay(NULL, world.arena.record_seed, log.bytes, log.length, log.first_lsn, &result), ST_OK);
+    CHECK_EQUAL(replay(NULL, world.arena.record_seed, log.bytes, log.length, log.first_lsn, NULL, &result), ST_OK);
     CHECK(result.records >= ITEMS / 10 && result.records < ITEMS);
     CHECK_EQUAL(world.call.record_end, world.arena.control->ring_tail);
     world_verify(&world, &log);

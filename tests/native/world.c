@@ -354,7 +354,7 @@ void world_log_at(World *world, uint64_t lsn) {
 void world_replayed(World *copy, const World *of, const Log *log) {
     world_make(copy, &of->options);
     ReplayResult result;
-    Status s = replay(&copy->arena, of->arena.record_seed, log->bytes, log->length, log->first_lsn, &result);
+    Status s = replay(&copy->arena, of->arena.record_seed, log->bytes, log->length, log->first_lsn, NULL, &result);
     CHECK_SAYING(s == ST_OK && result.stopped == NULL && result.consumed_bytes == log->length,
                  "replay: status %d, stopped: %s, at %llu of %llu bytes", s, result.stopped ? result.stopped : "no",
                  (unsigned long long)result.consumed_bytes, (unsigned long long)log->length);

@@ -340,3 +340,117 @@ def test_sync_waits_for_this_threads_write_or_for_an_lsn(make_segment: Any) -> N
         db.sync(5)
     with pytest.raises(ValueError, match="0 or more"):
         db.sync(timeout=-1)
+
+
+# ---- a store without a log, and without anybody who serves it ------------------------------------------------
+
+
+def dead_process() -> int:
+    """The id of a process that has ended; nobody gets it again that soon."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def write_until_refused(db: _core.Store) -> str:
+    with pytest.raises(errors.StoreUnavailable) as refused:
+        wait_until(lambda: not db.set("key", 1), "the lag limit")
+    return str(refused.value)
+
+
+def test_writers_stop_when_keeper_and_supervisor_are_gone_for_the_lag_limit(segment: Any) -> None:
+    db = segment.store(log_timeout_s=0.1)
+    segment.arena.set_state(supervisor_pid=dead_process(), lag_limit_ms=150)
+    segment.arena.attend()
+    begun_s = time.monotonic()
+    for number in range(1000):
+        db[f"k{number}"] = number
+    assert "has had no keeper for" in write_until_refused(db)
+    assert time.monotonic() - begun_s >= 0.15 + 0.1 - 0.02
+    assert db["k999"] == 999
+    with pytest.raises(errors.StoreUnavailable, match=r"limit 0\.1 s"):
+        db["key"] = 1
+
+
+def test_a_silent_keeper_stops_nobody_while_the_supervisor_lives(segment: Any) -> None:
+    db = segment.store(log_timeout_s=0)
+    segment.arena.set_state(supervisor_pid=os.getpid(), lag_limit_ms=1)
+    time.sleep(0.05)
+    db["key"] = 1
+
+
+def test_a_waiting_writer_goes_on_with_the_next_sign_of_life(segment: Any) -> None:
+    db = segment.store(log_timeout_s=30)
+    segment.arena.set_state(supervisor_pid=dead_process(), lag_limit_ms=50)
+    time.sleep(0.1)
+    writer = threading.Thread(target=lambda: db.set("key", 2))
+    writer.start()
+    wait_until(lambda: db._stats()["log_waits"] > 0, "the writer's wait")
+    assert "key" not in db
+    segment.arena.attend()
+    writer.join(10)
+    assert db["key"] == 2
+
+
+def test_an_arena_that_nobody_serves_yet_takes_writes(segment: Any) -> None:
+    db = segment.store(log_timeout_s=0)
+    assert db._stats()["lag_limit_ms"] == 0
+    db["key"] = 1
+
+
+def test_signs_of_life_are_for_stores_without_a_log(make_segment: Any) -> None:
+    with pytest.raises(ValueError, match="without a log"):
+        make_segment(has_log=True).arena.attend()
+
+
+class Explained(_core.Store):
+    """Says of a stall what the test wants said."""
+
+    answer: Any = None
+
+    def _explain_stall(self) -> tuple[int, str] | None:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def stalled(make_segment: Any) -> Any:
+    """A handle whose writes time out: nobody drains the ring, and the lag limit has passed."""
+    segment = make_segment(has_log=True)
+    db = segment.store(Explained, log_timeout_s=0.05)
+    db["key"] = 1
+    segment.arena.set_state(lag_limit_ms=1)
+    time.sleep(0.05)
+    return segment, db
+
+
+def test_a_stall_without_another_cause_is_a_stall(stalled: Any) -> None:
+    _, db = stalled
+    with pytest.raises(errors.LogStalled):
+        db["key"] = 2
+
+
+def test_the_cause_of_a_stall_is_told(stalled: Any) -> None:
+    _, db = stalled
+    db.answer = (-1, "the name is gone")
+    with pytest.raises(errors.StoreUnavailable, match="the name is gone"):
+        db["key"] = 2
+    db.answer = OSError("no look")
+    with pytest.raises(OSError, match="no look"):
+        db["key"] = 2
+    assert db["key"] == 1
+
+
+def test_a_stalled_handle_goes_on_in_the_arena_that_has_the_name_now(stalled: Any, make_segment: Any) -> None:
+    old, db = stalled
+    new = make_segment(incarnation=2)
+    db.answer = (os.dup(new.fd), "use the new one")
+    with pytest.raises(errors.StoreUnavailable, match="use the new one"):
+        db["key"] = 2
+    assert "key" not in db
+    db["key"] = 3
+    assert new.store()["key"] == 3
+    assert old.store()["key"] == 1

@@ -15,7 +15,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "tests" / "native"
 BUILD = ROOT / "build" / "native"
-SUITES = ("base", "arena", "heap", "table", "ring", "read", "write", "compact", "replay", "lock", "slot", "audit")
+SUITES = (
+    "base",
+    "arena",
+    "heap",
+    "table",
+    "ring",
+    "read",
+    "write",
+    "compact",
+    "replay",
+    "snapshot",
+    "walk",
+    "lock",
+    "slot",
+    "audit",
+)
 BUILD_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 180
 
@@ -72,6 +87,10 @@ def test_stress_ends_with_everything_in_order(mode: str) -> None:
     run([build("plain/stress"), "-t", "3", "-n", "3", mode], RUN_TIMEOUT_S)
 
 
+def test_filling_and_loading_pass_where_threads_are_watched() -> None:
+    run([build("tsan/unit"), "walk"], RUN_TIMEOUT_S)
+
+
 @pytest.mark.parametrize("flavour", ["asan", "tsan"])
 def test_stress_passes_under_sanitizers(flavour: str) -> None:
     run([build(f"{flavour}/stress"), "-t", "3", "-n", "3", "threads"], RUN_TIMEOUT_S)
@@ -85,3 +104,10 @@ def test_every_double_crash_is_survived() -> None:
 @pytest.mark.slow
 def test_a_longer_stress_ends_with_everything_in_order() -> None:
     run([build("plain/stress"), "-t", "30", "threads", "processes", "kills"], 2 * RUN_TIMEOUT_S)
+
+
+@pytest.mark.slow
+def test_fuzzing_finds_nothing_in_a_few_seconds() -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed: apt install clang")
+    run(["make", "-s", "-f", str(NATIVE / "Makefile"), f"BUILD={BUILD}", "fuzz", "SECONDS=5"], BUILD_TIMEOUT_S)

@@ -180,7 +180,9 @@ Status arena_format(uint8_t *base, const ArenaPlan *plan) {
     read_boot_id(h.boot_id);
     h.created_wall_ms = clock_wall_ms();
     h.wall_minus_boot_ms = h.created_wall_ms - clock_boot_ms();
-    if (getrandom(h.hash_key, sizeof h.hash_key, 0) != (ssize_t)sizeof h.hash_key) {
+    if (plan->hash_key_given) {
+        memcpy(h.hash_key, plan->hash_key, sizeof h.hash_key);
+    } else if (getrandom(h.hash_key, sizeof h.hash_key, 0) != (ssize_t)sizeof h.hash_key) {
         return ST_INVALID;
     }
     Control *control = (Control *)(base + h.control_offset);
@@ -190,7 +192,8 @@ Status arena_format(uint8_t *base, const ArenaPlan *plan) {
     control->page_limit = (h.size_bytes - h.pages_offset) / PAGE_BYTES;
     control->pages_free = control->page_limit;
     control->durability = 1;
-    control->lag_limit_ms = 5000;
+    /* Without a log it counts from when the supervisor says it: an arena that nobody serves has nobody to wait for. */
+    control->lag_limit_ms = h.flags & HEADER_HAS_LOG ? 5000 : 0;
     if (lock_init(&control->ring_lock) != ST_OK) {
         return ST_INVALID;
     }

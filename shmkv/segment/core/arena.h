@@ -33,6 +33,9 @@ typedef struct Arena {
     uint32_t stripe_shift;        /* stripe = hash >> stripe_shift */
     uint32_t buckets_per_stripe;
     uint32_t record_seed;         /* CRC seed made of store id and incarnation */
+    uint64_t loaded_version;      /* highest that store_load put through this Arena */
+    uint64_t looked_ms;           /* when ring_admits last looked whether anybody serves a store without a log */
+    uint32_t unlooked;            /* so many more writes need no look */
 } Arena;
 
 typedef struct ArenaPlan {        /* in: the first block; out: the rest */
@@ -46,6 +49,8 @@ typedef struct ArenaPlan {        /* in: the first block; out: the rest */
     uint64_t incarnation;
     uint64_t first_lsn;           /* a multiple of ring_bytes, at least LSN_GAP */
     uint8_t store_id[16];
+    uint64_t hash_key[2];         /* of the table, if given; else arena_format takes random bytes */
+    bool hash_key_given;
     char name[72];
     ArenaHeader header;           /* what arena_format writes */
 } ArenaPlan;

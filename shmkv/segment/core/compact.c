@@ -17,7 +17,10 @@ static Status begin(Call *call, uint32_t stripe) {
     return s;
 }
 
-static void end(Call *call, uint32_t stripe) {
+static void end(Call *call, uint32_t stripe, Status s) {
+    if (UNLIKELY(s == ST_CORRUPT)) {
+        store_release_u32(&call->arena->control->condemned, 1);
+    }
     store_release(&call->arena->stripes[stripe].owner, 0);
     stripe_unlock(call, stripe);
 }
@@ -122,7 +125,7 @@ Status store_sweep(Call *call, uint32_t index) {
     Status s = begin(call, index);
     if (s == ST_OK) {
         s = sweep_locked(call, index);
-        end(call, index);
+        end(call, index, s);
     }
     return s;
 }
@@ -144,7 +147,7 @@ Status store_compact(Call *call, uint32_t stripe, uint64_t *pages) {
     }
     uint64_t after = call->arena->stripes[stripe].pages;
     *pages = before > after ? before - after : 0;
-    end(call, stripe);
+    end(call, stripe, s);
     return s;
 }
 
@@ -245,7 +248,7 @@ static bool window_empty_page(Call *call, uint64_t page) {
     } else {
         done = true;
     }
-    end(call, stripe);
+    end(call, stripe, ST_OK);
     return done;
 }
 

@@ -42,6 +42,7 @@
 #define LARGE_VALUE_BYTES 65536u
 #define CHAIN_LIMIT 65536u    /* bound on buckets in one chain: longer is corruption, not a hang */
 #define LSN_GAP (1ULL << 40)  /* distance between the LSNs of two incarnations */
+#define LSN_LIMIT (UINT64_MAX >> 2)   /* a verdict holds two more bits */
 
 /* ---- header -------------------------------------------------------------------------------- */
 typedef struct ArenaHeader {
@@ -119,7 +120,8 @@ typedef struct Control {
     uint64_t ring_head;           /* records below may be overwritten */
     uint64_t written_lsn;         /* in the file, perhaps not synced */
     uint64_t durable_lsn;         /* synced */
-    uint64_t durable_time_ms;     /* coarse clock when all below durable_lsn had been collected */
+    uint64_t durable_time_ms;     /* coarse clock when all below durable_lsn had been collected; without a log: when
+                                   * the keeper last gave a sign of life */
     uint32_t durable_word;        /* futex: changes with every move of head or durable_lsn */
     uint32_t durable_waiters;
     uint64_t persister_pid;

@@ -90,14 +90,17 @@ static PyMethodDef module_functions[] = {
      "Layout of an arena of that size, as numbers; ValueError with the least size if it is too small."},
     {"format_arena", NAMED(function_format_arena),
      "format_arena($module, /, fd, *, size_bytes, max_size_bytes=0, ring_bytes=0,\n             expected_items=0, "
-     "stripes=0, name, store_id, incarnation, first_lsn,\n             has_log)\n--\n\n"
+     "stripes=0, name, store_id, incarnation, first_lsn,\n             has_log, hash_key=None)\n--\n\n"
      "Write an empty arena (state CREATING) into fd, whose size_bytes must be reserved and zero."},
     {"read_header", function_read_header, METH_O,
      "read_header($module, fd, /)\n--\n\nHeader and ring words of any layout version; CorruptData if neither copy "
      "is good."},
     {"verify", NAMED(function_verify),
-     "verify($module, /, data, *, store_id, incarnation, first_lsn)\n--\n\n"
-     "Check log records: consumed_bytes, next_lsn, records, durable_before, wall_ms, stopped (None or why)."},
+     "verify($module, /, data, *, store_id, incarnation, first_lsn,\n       limit_lsn=2**64 - 1, "
+     "limit_wall_ms=2**64 - 1)\n--\n\nCheck log records: consumed_bytes, next_lsn, records, durable_before, wall_ms, "
+     "mark_lsn, stopped (None or why)."},
+    {"check_entries", function_check_entries, METH_O,
+     "check_entries($module, data, /)\n--\n\nCheck entry images as Arena.load does, without an arena."},
     {"crc32c", NAMED(function_crc32c), "crc32c($module, /, data, crc=0)\n--\n\nCRC-32C, going on from crc."},
     {"set_codec", NAMED(function_set_codec),
      "set_codec($module, /, encode, decode)\n--\n\nRegister the Python side of the values that C does not encode "

@@ -304,9 +304,10 @@ PyObject *function_plan(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *function_format_arena(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *function_read_header(PyObject *module, PyObject *fd);
 PyObject *function_verify(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *function_check_entries(PyObject *module, PyObject *data);
 PyObject *replay_data(ModuleState *state, Arena *arena, PyObject *args, PyObject *kwargs);
 
-/* ---- Arena: one object, its methods in two files --------------------------------------------------------- */
+/* ---- Arena: one object, its methods in three files ------------------------------------------------------- */
 Handle *arena_handle(PyObject *self);
 bool arena_begin(Op *op, PyObject *self, bool write);
 PyObject *arena_finish(Op *op, Status s);
@@ -315,9 +316,14 @@ PyObject *arena_ring_wait(PyObject *self, PyObject *const *args, Py_ssize_t narg
 PyObject *arena_ring_pieces(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *arena_publish_written(PyObject *self, PyObject *lsn);
 PyObject *arena_publish_durable(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *arena_attend(PyObject *self, PyObject *unused);
 PyObject *arena_set_lsn(PyObject *self, PyObject *lsn);
 PyObject *arena_mark(PyObject *self, PyObject *wall_ms);
 PyObject *arena_apply(PyObject *self, PyObject *args, PyObject *kwargs);
+/* False with an exception set unless the arena is in state CREATING. */
+bool arena_check_creating(const Op *op);
+PyObject *arena_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *arena_load(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- Store: one object, its methods in three files -------------------------------------------------------- */
 typedef struct StoreObject {

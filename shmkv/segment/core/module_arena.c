@@ -386,12 +386,20 @@ static PyMethodDef arena_methods[] = {
      "ring_pieces($self, start_lsn, end_lsn, /)\n--\n\nRead-only views of the ring; valid until its head passes them."},
     {"publish_written", arena_publish_written, METH_O,
      "publish_written($self, lsn, /)\n--\n\nAll below lsn is in the file, perhaps not synced."},
+    {"attend", (PyCFunction)arena_attend, METH_NOARGS,
+     "attend($self, /)\n--\n\nThe keeper's sign of life, for a store without a log."},
     {"publish_durable", (PyCFunction)(void (*)(void))arena_publish_durable, METH_FASTCALL,
      "publish_durable($self, lsn, collected_ms, /)\n--\n\nAll below lsn is on disk; it was collected at that now_ms."},
     {"set_lsn", arena_set_lsn, METH_O, "set_lsn($self, lsn, /)\n--\n\nWhere the log goes on; only while CREATING."},
     {"mark", arena_mark, METH_O, "mark($self, wall_ms, /)\n--\n\nAppend a mark record; its LSN."},
     {"apply", NAMED(arena_apply),
-     "apply($self, data, *, store_id, incarnation, first_lsn)\n--\n\nCheck log records and apply them; only while "
+     "apply($self, data, *, store_id, incarnation, first_lsn,\n      limit_lsn=2**64 - 1, "
+     "limit_wall_ms=2**64 - 1)\n--\n\nCheck log records and apply them; only while CREATING."},
+    {"fill", (PyCFunction)(void (*)(void))arena_fill, METH_FASTCALL,
+     "fill($self, cursor, buffer, /)\n--\n\nCopy entry images of one stripe: (next_cursor, used_bytes, entries, "
+     "stripe, needed_bytes)."},
+    {"load", NAMED(arena_load),
+     "load($self, data, /, *, first_stripe=0, end_stripe=None)\n--\n\nCheck entry images and put them; only while "
      "CREATING."},
     {"sweep", arena_sweep, METH_O, "sweep($self, stripe, /)\n--\n\nRepair the stripe if need be, unlink what is dead."},
     {"compact", arena_compact, METH_O, "compact($self, stripe, /)\n--\n\nMove entries together; pages that came free."},

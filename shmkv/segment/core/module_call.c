@@ -76,6 +76,22 @@ bool op_check_signals(Op *op) {
 }
 
 /* ---- attaching anew -------------------------------------------------------------------------------- */
+static Mapping *map_successor(Handle *handle, int fd, const uint8_t *store_id, uint64_t old_id) {
+    Mapping *mapping = registry_open(handle->state, fd, handle->read_only, true);
+    close(fd);
+    if (mapping == NULL) {
+        return NULL;
+    }
+    if (mapping->id == old_id || memcmp(mapping->store_id, store_id, sizeof mapping->store_id) != 0) {
+        raise_error(handle->state, ERROR_UNAVAILABLE, mapping->id == old_id
+                    ? "the arena has ended and no new one has its name yet; start the store's supervisor"
+                    : "the arena has ended, and another store has taken its name; attach to that one anew");
+        mapping_release(mapping);
+        return NULL;
+    }
+    return mapping;
+}
+
 static Mapping *open_successor(Op *op, const uint8_t *store_id, uint64_t old_id) {
     Handle *handle = op->handle;
     if (handle->owner == NULL) {
@@ -91,19 +107,18 @@ static Mapping *open_successor(Op *op, const uint8_t *store_id, uint64_t old_id)
     if (fd == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    Mapping *mapping = registry_open(handle->state, (int)fd, handle->read_only, true);
-    close((int)fd);
-    if (mapping == NULL) {
-        return NULL;
-    }
-    if (mapping->id == old_id || memcmp(mapping->store_id, store_id, sizeof mapping->store_id) != 0) {
-        raise_error(handle->state, ERROR_UNAVAILABLE, mapping->id == old_id
-                    ? "the arena has ended and no new one has its name yet; start the store's supervisor"
-                    : "the arena has ended, and another store has taken its name; attach to that one anew");
+    return map_successor(handle, (int)fd, store_id, old_id);
+}
+
+static void take_successor(Handle *handle, Mapping *mapping, uint64_t old_id) {
+    /* Python ran: another thread may have been faster, or have closed the handle. */
+    Mapping *old = handle->mapping;
+    if (old != NULL && old->id == old_id) {
+        handle->mapping = mapping;
+        mapping_release(old);
+    } else {
         mapping_release(mapping);
-        return NULL;
     }
-    return mapping;
 }
 
 static bool op_reattach(Op *op) {
@@ -116,20 +131,43 @@ static bool op_reattach(Op *op) {
         if (mapping == NULL) {
             return false;
         }
-        /* Python ran: another thread may have been faster, or have closed the handle. */
-        Mapping *old = handle->mapping;
-        if (old != NULL && old->id == old_id) {
-            handle->mapping = mapping;
-            mapping_release(old);
-        } else {
-            mapping_release(mapping);
-        }
+        take_successor(handle, mapping, old_id);
     }
     op_end(op);
     if (!op_begin(op, handle)) {
         return false;
     }
     op->begun_ns = begun_ns;
+    return true;
+}
+
+/* A write that waited in vain may be in an arena that has lost its name: Python looks.  True with an exception set if
+ * that is so; then the handle goes on in the arena that has the name now, if that is the same store's. */
+static bool raise_explained(Op *op) {
+    Handle *handle = op->handle;
+    if (handle->owner == NULL) {
+        return false;
+    }
+    if (!op->inside) {
+        registry_enter(op);      /* the old mapping must stay until op_end */
+    }
+    PyObject *found = PyObject_CallMethod(handle->owner, "_explain_stall", NULL);
+    const char *text;
+    int fd;
+    if (found == NULL || found == Py_None || !PyArg_ParseTuple(found, "is;_explain_stall", &fd, &text)) {
+        Py_XDECREF(found);
+        return PyErr_Occurred() != NULL;
+    }
+    if (fd >= 0) {
+        Mapping *mapping = map_successor(handle, fd, op->mapping->store_id, op->mapping->id);
+        if (mapping == NULL) {
+            Py_DECREF(found);
+            return true;
+        }
+        take_successor(handle, mapping, op->mapping->id);
+    }
+    raise_error(handle->state, ERROR_UNAVAILABLE, "%s", text);
+    Py_DECREF(found);
     return true;
 }
 
@@ -142,7 +180,9 @@ static Status wait_and_run(Op *op, Operation run, void *arguments) {
     const Handle *handle = op->handle;
     uint64_t deadline = op->begun_ns + (op->call.wait == WAIT_LOG ? handle->log_timeout_ns : handle->lock_timeout_ns);
     if (now >= deadline) {
-        raise_timeout(op);
+        if (op->call.wait != WAIT_LOG || !raise_explained(op)) {
+            raise_timeout(op);
+        }
         return ST_RAISED;
     }
     op_release_gil(op);

@@ -52,6 +52,17 @@ static double lag_s(const Arena *arena) {
 static void raise_stalled(Op *op) {
     const Arena *arena = op->call.arena;
     const Control *control = arena->control;
+    if (!arena->has_log) {
+        uint64_t now = clock_coarse_ms(), since = load_relaxed(&control->durable_time_ms);
+        raise_error(op->handle->state, ERROR_UNAVAILABLE,
+                    "nothing was written: this memory-only store has had no keeper for %.1f s (limit %.1f s), and its "
+                    "supervisor (pid %u) is gone, so its memory may end with the processes that are attached; reads go "
+                    "on; start it again (shmkv-supervisor), which goes on with what is there",
+                    now > since ? (double)(now - since) / 1e3 : 0.0,
+                    (double)load_relaxed_u32(&control->lag_limit_ms) / 1e3,
+                    load_relaxed_u32(&control->supervisor_pid));
+        return;
+    }
     raise_error(op->handle->state, ERROR_LOG_STALLED,
                 "nothing was written: for %.1f s the log took no more; it is %.1f s behind (limit %.1f s) with %llu "
                 "bytes not synced in a ring of %llu; see that the store's supervisor and persister (pid %llu) run "
@@ -114,8 +125,9 @@ void raise_not_durable(Op *op, uint64_t lsn) {
 static void raise_refused(Op *op) {
     ModuleState *state = op->handle->state;
     if (load_relaxed_u32(&op->call.arena->control->log_state) == LOG_DISK_FULL) {
-        raise_error(state, ERROR_DISK_FULL, "nothing was written: the disk of the data directory is full; make "
-                    "space there, writes go on by themselves; reads go on now");
+        raise_error(state, ERROR_DISK_FULL, "nothing was written: the disk of the data directory is full, or "
+                    "takes no new files (the supervisor's messages say why); make space there, writes go on by "
+                    "themselves; reads go on now");
         return;
     }
     raise_error(state, ERROR_READ_ONLY, "nothing was written: the log failed twice (an I/O error of the disk), so "

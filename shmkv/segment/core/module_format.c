@@ -97,18 +97,30 @@ static bool format_fd(int fd, const ArenaPlan *plan) {
     return base != MAP_FAILED && s == ST_OK;
 }
 
+/* Converter: None leaves the buffer empty. */
+static int buffer_or_none(PyObject *object, void *to) {
+    Py_buffer *buffer = to;
+    if (object == NULL) {
+        PyBuffer_Release(buffer);
+        return 1;
+    }
+    return object == Py_None || PyObject_GetBuffer(object, buffer, PyBUF_SIMPLE) == 0 ? Py_CLEANUP_SUPPORTED : 0;
+}
+
 PyObject *function_format_arena(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
     static char *names[] = {"fd", "size_bytes", "max_size_bytes", "ring_bytes", "expected_items", "stripes", "name",
                             "store_id",
-                            "incarnation", "first_lsn", "has_log", NULL};
+                            "incarnation", "first_lsn", "has_log", "hash_key", NULL};
     int fd, has_log = -1;
     unsigned long long size = 0, max_size = 0, ring = 0, items = 0, incarnation = 0, first_lsn = 0;
     unsigned int stripes = 0;
     const char *name = NULL;
-    Py_buffer store_id = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$KKKKIsy*KKp:format_arena", names, &fd, &size, &max_size,
-                                     &ring, &items, &stripes, &name, &store_id, &incarnation, &first_lsn, &has_log)) {
+    Py_buffer store_id = {0}, hash_key = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$KKKKIsy*KKpO&:format_arena", names, &fd, &size, &max_size,
+                                     &ring, &items, &stripes, &name, &store_id, &incarnation, &first_lsn, &has_log,
+                                     buffer_or_none, &hash_key)) {
+        PyBuffer_Release(&store_id);
         return NULL;
     }
     ArenaPlan plan = {.size_bytes = size, .max_size_bytes = max_size, .ring_bytes = ring, .expected_items = items,
@@ -121,12 +133,19 @@ PyObject *function_format_arena(PyObject *module, PyObject *args, PyObject *kwar
     } else if (store_id.len != sizeof plan.store_id || strlen(name) >= sizeof plan.name) {
         PyErr_Format(PyExc_ValueError, "store_id has %zd bytes instead of 16, or name %zu bytes instead of 71 or less",
                      store_id.len, strlen(name));
+    } else if (hash_key.buf != NULL && hash_key.len != sizeof plan.hash_key) {
+        PyErr_Format(PyExc_ValueError, "hash_key has %zd bytes instead of 16", hash_key.len);
     } else {
+        if (hash_key.buf != NULL) {
+            memcpy(plan.hash_key, hash_key.buf, sizeof plan.hash_key);
+            plan.hash_key_given = true;
+        }
         memcpy(plan.store_id, store_id.buf, sizeof plan.store_id);
         memcpy(plan.name, name, strlen(name));
         done = plan_or_raise(&plan) && format_fd(fd, &plan);
     }
     PyBuffer_Release(&store_id);
+    PyBuffer_Release(&hash_key);
     if (!done) {
         return NULL;
     }
@@ -159,10 +178,11 @@ PyObject *function_read_header(PyObject *module, PyObject *fd_object) {
 
 /* ---- log records --------------------------------------------------------------------------------------- */
 PyObject *replay_data(ModuleState *state, Arena *arena, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"data", "store_id", "incarnation", "first_lsn", NULL};
+    static char *names[] = {"data", "store_id", "incarnation", "first_lsn", "limit_lsn", "limit_wall_ms", NULL};
     Py_buffer data = {0}, store_id = {0};
-    unsigned long long incarnation = 0, first_lsn = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*|$y*KK", names, &data, &store_id, &incarnation, &first_lsn)) {
+    unsigned long long incarnation = 0, first_lsn = 0, limit_lsn = UINT64_MAX, limit_wall_ms = UINT64_MAX;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*|$y*KKKK", names, &data, &store_id, &incarnation, &first_lsn,
+                                     &limit_lsn, &limit_wall_ms)) {
         return NULL;
     }
     PyObject *result = NULL;
@@ -173,8 +193,9 @@ PyObject *replay_data(ModuleState *state, Arena *arena, PyObject *args, PyObject
         goto done;
     }
     uint32_t seed = arena_record_seed(store_id.buf, incarnation);
+    const ReplayLimits limits = {.lsn = limit_lsn, .wall_ms = limit_wall_ms};
     Py_BEGIN_ALLOW_THREADS
-    s = replay(arena, seed, data.buf, (uint64_t)data.len, first_lsn, &r);
+    s = replay(arena, seed, data.buf, (uint64_t)data.len, first_lsn, &limits, &r);
     Py_END_ALLOW_THREADS
     if (s == ST_FULL) {
         raise_error(state, ERROR_MEMORY_LIMIT, "the arena is too small for what the log holds: it is full at LSN "
@@ -184,11 +205,11 @@ PyObject *replay_data(ModuleState *state, Arena *arena, PyObject *args, PyObject
                     "start anew",
                     (int)s, (unsigned long long)r.next_lsn);
     } else {
-        result = Py_BuildValue("{sKsKsKsKsKsKsz}", "consumed_bytes", (unsigned long long)r.consumed_bytes, "next_lsn",
+        result = Py_BuildValue("{sKsKsKsKsKsKsKsz}", "consumed_bytes", (unsigned long long)r.consumed_bytes, "next_lsn",
                                (unsigned long long)r.next_lsn, "records", (unsigned long long)r.records, "applied",
                                (unsigned long long)r.applied, "durable_before", (unsigned long long)r.durable_before,
-                               "wall_ms",
-                               (unsigned long long)r.wall_ms, "stopped", r.stopped);
+                               "wall_ms", (unsigned long long)r.wall_ms, "mark_lsn", (unsigned long long)r.mark_lsn,
+                               "stopped", r.stopped);
     }
 done:
     PyBuffer_Release(&data);

@@ -193,7 +193,22 @@ PyObject *arena_publish_durable(PyObject *self, PyObject *const *args, Py_ssize_
     return arena_finish(&op, good ? ST_OK : ST_RAISED);
 }
 
-static bool check_creating(const Op *op) {
+PyObject *arena_attend(PyObject *self, PyObject *unused) {
+    (void)unused;
+    Op op;
+    if (!arena_begin(&op, self, true)) {
+        return NULL;
+    }
+    bool good = !op.call.arena->has_log;
+    if (good) {
+        ring_attend(op.call.arena);
+    } else {
+        PyErr_SetString(PyExc_ValueError, "attend() is for a store without a log; a persister's publications do this");
+    }
+    return arena_finish(&op, good ? ST_OK : ST_RAISED);
+}
+
+bool arena_check_creating(const Op *op) {
     if (load_acquire_u32(&op->call.arena->control->state) != STATE_CREATING) {
         PyErr_SetString(PyExc_ValueError, "the arena is not in state CREATING: this is for recovery, before it serves");
         return false;
@@ -208,7 +223,7 @@ PyObject *arena_set_lsn(PyObject *self, PyObject *lsn_object) {
         return NULL;
     }
     Control *control = op.call.arena->control;
-    bool good = check_creating(&op);
+    bool good = arena_check_creating(&op);
     if (good && (lsn == 0 || lsn % 8 != 0)) {
         PyErr_Format(PyExc_ValueError, "LSN %llu is no place of a record: they are multiples of 8",
                      (unsigned long long)lsn);
@@ -246,7 +261,7 @@ PyObject *arena_apply(PyObject *self, PyObject *args, PyObject *kwargs) {
     }
     /* Counted as inside by hand: the arguments' buffers run Python before the core is entered. */
     registry_enter(&op);
-    PyObject *result = check_creating(&op) ? replay_data(op.handle->state, op.call.arena, args, kwargs) : NULL;
+    PyObject *result = arena_check_creating(&op) ? replay_data(op.handle->state, op.call.arena, args, kwargs) : NULL;
     op_end(&op);
     return result;
 }

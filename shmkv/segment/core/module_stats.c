@@ -154,6 +154,7 @@ static bool put_header(PyObject *dict, const ArenaHeader *h) {
            dict_put(dict, "name", PyUnicode_DecodeUTF8(h->name, (Py_ssize_t)name_length, "replace")) &&
            dict_put(dict, "libc", PyUnicode_DecodeUTF8(h->libc, (Py_ssize_t)libc_length, "replace")) &&
            dict_put(dict, "boot_id", PyBytes_FromStringAndSize((const char *)h->boot_id, sizeof h->boot_id)) &&
+           dict_put(dict, "hash_key", PyBytes_FromStringAndSize((const char *)h->hash_key, sizeof h->hash_key)) &&
            dict_put(dict, "store_id", PyBytes_FromStringAndSize((const char *)h->store_id, sizeof h->store_id));
 }
 

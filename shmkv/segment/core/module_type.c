@@ -193,6 +193,12 @@ static PyObject *store_reattach(StoreObject *self, PyObject *unused) {
     return NULL;
 }
 
+static PyObject *store_explain_stall(StoreObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    Py_RETURN_NONE;
+}
+
 static PyObject *store_incr_slow(StoreObject *self, PyObject *args) {
     (void)self;
     (void)args;
@@ -288,6 +294,8 @@ static PyMethodDef store_methods[] = {
     {"_reattach", (PyCFunction)store_reattach, METH_NOARGS,
      "_reattach($self, /)\n--\n\nHook: a descriptor of the store's new arena (closed by the caller), or "
      "StoreUnavailable."},
+    {"_explain_stall", (PyCFunction)store_explain_stall, METH_NOARGS,
+     "_explain_stall($self, /)\n--\n\nHook: (descriptor of the arena to go on in or -1, what happened), or None."},
     {"_incr_slow", (PyCFunction)store_incr_slow, METH_VARARGS,
      "_incr_slow($self, key, amount, initial, ttl, /)\n--\n\nHook: incr of floats and beyond 64 bits."},
     {"__init_subclass__", (PyCFunction)(void (*)(void))store_init_subclass, METH_NOARGS | METH_CLASS,

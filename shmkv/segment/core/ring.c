@@ -2,7 +2,12 @@
 #include "ring.h"
 #include "store.h"
 
+#include <errno.h>
+#include <signal.h>
+
 #define SLICE_NS 50000000ULL
+#define LOOK_WRITES 32u
+#define QUIET_MS 20u
 
 uint32_t record_header_crc(const RecordHeader *header, uint32_t seed) {
     uint32_t crc = crc32c(seed, &header->length, 4);
@@ -20,10 +25,39 @@ static bool log_lags(const Arena *arena) {
     return now > since && now - since > limit_ms;
 }
 
-Status ring_admits(const Arena *arena, uint64_t record_bytes) {
+/* ---- without a log ---------------------------------------------------------------------------------------- */
+bool ring_unattended(const Arena *arena, uint64_t now_ms) {
+    const Control *control = arena->control;
+    uint64_t since = load_relaxed(&control->durable_time_ms), limit_ms = load_relaxed_u32(&control->lag_limit_ms);
+    if (limit_ms == 0 || now_ms <= since || now_ms - since <= limit_ms) {
+        return false;
+    }
+    /* A keeper that gets no time, or is about to be replaced, is no reason to stop. */
+    uint32_t supervisor = load_relaxed_u32(&control->supervisor_pid);
+    return supervisor == 0 || (kill((pid_t)supervisor, 0) != 0 && errno == ESRCH);
+}
+
+/* Looks at the clock: before every write of a quiet process, before one in LOOK_WRITES of a busy one. */
+static Status admit_without_log(Arena *arena) {
+    uint64_t now = clock_coarse_ms();
+    if (ring_unattended(arena, now)) {
+        return ST_BUSY;
+    }
+    bool quiet = now - load_relaxed(&arena->looked_ms) > QUIET_MS;
+    store_relaxed(&arena->looked_ms, now);
+    store_relaxed_u32(&arena->unlooked, quiet ? 0 : LOOK_WRITES);
+    return ST_OK;
+}
+
+Status ring_admits(Arena *arena, uint64_t record_bytes) {
     const Control *control = arena->control;
     if (!arena->has_log) {
-        return ST_OK;
+        uint32_t unlooked = load_relaxed_u32(&arena->unlooked);
+        if (LIKELY(unlooked != 0)) {
+            store_relaxed_u32(&arena->unlooked, unlooked - 1);
+            return ST_OK;
+        }
+        return admit_without_log(arena);
     }
     if (UNLIKELY(load_relaxed_u32(&control->log_state) != LOG_OK)) {
         return ST_LOG_REFUSED;
@@ -110,6 +144,11 @@ void ring_publish_durable(Arena *arena, uint64_t lsn, uint64_t collected_ms) {
     }
     store_relaxed(&control->durable_time_ms, collected_ms);
     publish(arena, lsn);
+}
+
+void ring_attend(Arena *arena) {
+    store_relaxed(&arena->control->durable_time_ms, clock_coarse_ms());
+    publish(arena, 0);
 }
 
 static void want_sync(Arena *arena, uint64_t lsn) {

@@ -11,8 +11,13 @@
 
 #include "arena.h"
 
-/* True when a record of that many bytes fits now and neither lag limit, log state nor need word forbids it. */
-Status ring_admits(const Arena *arena, uint64_t record_bytes);
+/* ST_OK when a record of that many bytes fits now and neither lag limit, log state nor need word forbids it.
+ * Without a log: when keeper or supervisor lives, or the keeper's last sign is younger than the lag limit. */
+Status ring_admits(Arena *arena, uint64_t record_bytes);
+/* Whether the keeper of a store without a log is silent beyond the lag limit, and its supervisor gone. */
+bool ring_unattended(const Arena *arena, uint64_t now_ms);
+/* The keeper's sign of life, for a store without a log; wakes writers that waited for one. */
+void ring_attend(Arena *arena);
 /* For a writer that was not admitted: sleeps until something is published or until_ns. */
 Status ring_wait_room(Arena *arena, uint64_t need_bytes, uint64_t until_ns);
 

@@ -126,7 +126,7 @@ Status store_scan(Call *call, uint16_t namespace_id, uint64_t *cursor, bool with
 Status store_wait(Call *call, uint64_t until_ns);
 
 /* ---- for the keeper, supervisor, admin ---------------------------------------------------------- */
-/* Takes the stripe's lock once (hence repairs), unlinks dead entries. */
+/* Takes the stripe's lock once (hence repairs), unlinks dead entries.  ST_CORRUPT: the arena is condemned. */
 Status store_sweep(Call *call, uint32_t stripe);
 /* Moves entries so that pages come free; *pages = how many. */
 Status store_compact(Call *call, uint32_t stripe, uint64_t *pages);
@@ -157,12 +157,49 @@ typedef struct ReplayResult {
     uint64_t applied;             /* entries changed */
     uint64_t durable_before;      /* highest seen */
     uint64_t wall_ms;             /* of the last mark */
+    uint64_t mark_lsn;            /* LSN of that mark, 0 = there was none */
     const char *stopped;          /* NULL = buffer ended at a record's end; else why the next one is no record:
-                                     "short" (more bytes needed), "length", "lsn", "header crc", "body crc", "kind" */
+                                     "short" (more bytes needed), "length", "lsn", "header crc", "body crc", "kind";
+                                     or "limit": it is past a limit */
 } ReplayResult;
-/* Checks records from buffer (the first must have LSN first_lsn) and, if arena, applies them where newer. */
+typedef struct ReplayLimits {
+    uint64_t lsn;                 /* the last record that counts may have this LSN */
+    uint64_t wall_ms;             /* stops at the first mark that is later */
+} ReplayLimits;
+/* Checks records from buffer (the first must have LSN first_lsn) and, if arena, applies them where newer.  limits: or
+ * NULL. */
 Status replay(Arena *arena, uint32_t record_seed, const uint8_t *buffer, uint64_t length, uint64_t first_lsn,
-              ReplayResult *result);
+              const ReplayLimits *limits, ReplayResult *result);
+
+/* ---- snapshots: entries as raw bytes ---------------------------------------------------------------- */
+/* An image: the Entry from its version on, as it lies in the arena, padded with zeros to 8. */
+typedef struct FillResult {
+    uint64_t used_bytes;
+    uint64_t needed_bytes;        /* of the next entry, when it alone is larger than the buffer; else 0 */
+    uint32_t entries;
+    uint32_t stripe;
+    /* ST_CORRUPT */
+    const char *what;             /* static text */
+    uint64_t found, expected;
+    uint64_t hash;                /* of the key, if it could be read */
+} FillResult;
+/* Copies images of one stripe, from *cursor on (0 to begin with, CURSOR_END at the end), all namespaces, expired ones
+ * too, cleared ones not.  Without a lock unless writers keep it from that; in a retired arena, too.  ST_BUSY;
+ * ST_CORRUPT: the arena is condemned. */
+Status store_fill(Call *call, uint64_t *cursor, uint8_t *buffer, uint64_t capacity, FillResult *result);
+
+typedef struct LoadResult {
+    uint64_t consumed_bytes;      /* whole valid images from the start of the buffer */
+    uint64_t entries;
+    uint64_t applied;             /* were newer than what was there */
+    uint64_t highest_version;
+    const char *stopped;          /* NULL = all of it; else what is wrong with the next: "length", "version",
+                                     "body crc", "stripe" (not in [first_stripe, end_stripe)) */
+} LoadResult;
+/* Checks images and, if arena (STATE_CREATING), puts them where newer.  Several threads may load at once, each its own
+ * stripes.  ST_FULL: part of it may be there; who loads all stripes, hence alone, is given room by moving entries. */
+Status store_load(Arena *arena, const uint8_t *buffer, uint64_t length, uint32_t first_stripe, uint32_t end_stripe,
+                  LoadResult *result);
 
 /* value types that the core itself understands */
 #define TYPE_NONE 0u
