@@ -3,44 +3,48 @@
     db = shmkv.attach("orders")         a running store, by name
     with shmkv.launch() as db: ...      a private one, gone at the end
 
-`attach` and `launch` are bound after the modules of the same names were loaded, so the names always mean the functions.
+Each name is loaded when it is first asked for: the processes of a store pass through here as well, and each
+millisecond of theirs is one of a restart.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from shmkv.attach import attach
-from shmkv.errors import (
-    CorruptData,
-    DiskFull,
-    DurabilityUnknown,
-    IncompatibleStore,
-    InvalidName,
-    KeyNotFound,
-    KeyTooLarge,
-    LockTimeout,
-    LogStalled,
-    MemoryLimitExceeded,
-    ReadOnly,
-    ShmkvError,
-    StoreExists,
-    StoreNotFound,
-    StoreUnavailable,
-    TransactionConflict,
-    ValueTooLarge,
-    WrongKey,
-)
-from shmkv.launch import launch
-from shmkv.store import Store
-
+# What type checkers take for true; importing the real one costs more than all else here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from shmkv.attaching import attach
+    from shmkv.backup import BackupInfo, RestoreInfo, SnapshotInfo
     from shmkv.codecs import UnknownCodec, register_codec
+    from shmkv.errors import (
+        CorruptData,
+        DiskFull,
+        DurabilityUnknown,
+        IncompatibleStore,
+        InvalidName,
+        KeyNotFound,
+        KeyTooLarge,
+        LockTimeout,
+        LogStalled,
+        MemoryLimitExceeded,
+        ReadOnly,
+        ShmkvError,
+        StoreExists,
+        StoreNotFound,
+        StoreUnavailable,
+        TransactionConflict,
+        ValueTooLarge,
+        WrongKey,
+    )
+    from shmkv.launching import launch
     from shmkv.stats import Entry, Stats
+    from shmkv.store import Store
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackupInfo",
     "CorruptData",
     "DiskFull",
     "DurabilityUnknown",
@@ -53,7 +57,9 @@ __all__ = [
     "LogStalled",
     "MemoryLimitExceeded",
     "ReadOnly",
+    "RestoreInfo",
     "ShmkvError",
+    "SnapshotInfo",
     "Stats",
     "Store",
     "StoreExists",
@@ -68,21 +74,30 @@ __all__ = [
     "register_codec",
 ]
 
-_LAZY = {
+# No module has the name of a function: importing it would put the module in the function's place.
+_MODULES = {
+    "BackupInfo": "shmkv.backup",
+    "RestoreInfo": "shmkv.backup",
+    "SnapshotInfo": "shmkv.backup",
     "Entry": "shmkv.stats",
     "Stats": "shmkv.stats",
+    "Store": "shmkv.store",
     "UnknownCodec": "shmkv.codecs",
+    "attach": "shmkv.attaching",
+    "launch": "shmkv.launching",
     "register_codec": "shmkv.codecs",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """What costs an import that most programs never need is loaded when it is asked for."""
-    if name not in _LAZY:
+    """Load what was asked for, once."""
+    if name not in __all__:
         raise AttributeError(f"module 'shmkv' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_LAZY[name]), name)
+    value = getattr(import_module(_MODULES.get(name, "shmkv.errors")), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

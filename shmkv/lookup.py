@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import posix_ipc
@@ -54,7 +55,7 @@ def find_arena(
     pause_s = POLL_FIRST_S
     while True:
         fd = _open(name, read_only)
-        if fd is None and ended is None:
+        if fd is None and ended is None and not _is_supervised(name):
             raise StoreNotFound(_not_found(name))
         seen = "it has no shared memory object" if fd is None else ""
         if fd is not None:
@@ -79,6 +80,50 @@ def find_arena(
             )
         time.sleep(min(pause_s, left_s))
         pause_s = min(2 * pause_s, POLL_LAST_S)
+
+
+def explain_stall(name: str, mine: Life, owner_uid: int, numbers: Mapping[str, int]) -> tuple[Found | None, str]:
+    """After a write has waited for the log in vain: the arena to go on in, if there is one, and what happened.
+
+    The text is empty if the name still leads to the caller's arena, `mine`. Somebody may have removed the name while
+    none of the servers ran: then nothing is retired, nobody will ever serve the memory again, and what it holds beyond
+    the log is lost to the next arena. So that is said once, even if the handle can go on. `numbers`: `Store._stats`.
+    """
+    path = paths.object_path(name)
+    removed = f"nothing was written: {path} was removed while no server of the store ran"
+    lost = "its data is in the old memory only"
+    if numbers["has_log"]:
+        lost = f"{numbers['lag_bytes']} bytes of earlier writes did not reach the log and are in the old memory only"
+    fd = _open(name, read_only=False)
+    if fd is None:
+        return None, (
+            f"{removed}; {lost}; reads through this handle go on: save what you need, start the store "
+            f"(shmkv-supervisor {name}) and try again"
+        )
+    found: Found | None = None
+    try:
+        life = _life(fd)
+        if life == mine:
+            return None, ""
+        if life is not None and life.store_id == mine.store_id and os.fstat(fd).st_uid == owner_uid:
+            found, seen = _look(fd, mine)
+        else:
+            seen = "it is being made" if life is None else "it belongs to another store; attach to that one anew"
+    finally:
+        if found is None:
+            os.close(fd)
+    made = f"{removed}, and another arena has its name; {lost}"
+    if found is None:
+        return None, f"{made}; the new one can't be used by this handle: {seen}"
+    return found, f"{made}; from now on this handle uses the new one (incarnation {found.life.incarnation}): try again"
+
+
+def _life(fd: int) -> Life | None:
+    """Which arena it is; None: one that is still being made."""
+    if not any(os.pread(fd, 8, 0)):
+        return None
+    header = _core.read_header(fd)
+    return Life(header["store_id"], header["incarnation"])
 
 
 def _open(name: str, read_only: bool) -> int | None:
@@ -109,6 +154,13 @@ def _look(fd: int, ended: Life | None) -> tuple[Found | None, str]:
     if header["state"] != "READY":
         return None, f"it is in state {header['state']} (recovering its data, or its supervisor died meanwhile)"
     return Found(fd, life, os.fstat(fd).st_uid, header["wall_minus_boot_ms"]), ""
+
+
+def _is_supervised(name: str) -> bool:
+    """Whether a supervisor of that name runs: between two arenas, as in a restore, there is none for a moment."""
+    from shmkv.supervisor.control import find_control
+
+    return find_control(name) is not None
 
 
 def _not_found(name: str) -> str:

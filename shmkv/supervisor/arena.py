@@ -5,7 +5,7 @@ Why here: the supervisor owns the object's name and its pages; what is inside be
 Invariants:
   I1  Whoever holds the flock on the object that the name leads to is its only supervisor. The kernel
       gives it back at every kind of end; children don't inherit it (close-on-exec).
-  I2  All pages are reserved when it is made, so that no write to it dies of SIGBUS later.
+  I2  All pages are reserved before it serves, so that no write to it dies of SIGBUS later.
   I3  A name is removed only while it leads to the object that is open here.
   I4  No lock inside the arena is taken.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from enum import Enum, auto
 from typing import Any
 
@@ -24,6 +25,7 @@ from shmkv import paths
 from shmkv.config import format_size
 from shmkv.supervisor.states import Exit
 
+RESERVE_STEP_BYTES = 32 << 20
 MEMORY_RESERVE_BYTES = 64 << 20  # left for the processes themselves
 
 
@@ -52,6 +54,7 @@ class ArenaFile:
         self.name = name
         self.fd = fd
         self.inode = os.fstat(fd).st_ino
+        self._reservation: Reservation | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -69,9 +72,55 @@ class ArenaFile:
         posix_ipc.unlink_shared_memory(paths.object_name(self.name))
         return True
 
+    def reserve(self, size_bytes: int) -> None:
+        """Begin to reserve all pages, beside what comes next; returns at once."""
+        self._reservation = Reservation(self.fd, size_bytes)
+
+    def shortage(self) -> Refused | None:
+        """Why not all pages could be reserved; None if they are. Waits for the reservation."""
+        if self._reservation is None:
+            return None
+        error = self._reservation.wait()
+        if error is not None and error.errno == errno.ENOSPC:
+            return _no_room(self.size_bytes, 0, paths.SHM_DIR)
+        return None if error is None else _not_set_up(self.name, error)
+
     def close(self) -> None:
-        """Give the descriptor, and with it the flock, back."""
+        """Give the descriptor, and with it the flock, back; a reservation that goes on is given up."""
+        if self._reservation is not None:
+            self._reservation.cancel()
         os.close(self.fd)
+
+
+class Reservation:
+    """A thread that reserves the pages of an object, about 0.2 s for 1 GiB; in steps, so that it can be given up."""
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self._fd = fd
+        self._size_bytes = size_bytes
+        self._error: OSError | None = None
+        self._cancelled = False
+        self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for start in range(0, self._size_bytes, RESERVE_STEP_BYTES):
+                if self._cancelled:
+                    return
+                os.posix_fallocate(self._fd, start, min(RESERVE_STEP_BYTES, self._size_bytes - start))
+        except OSError as error:
+            self._error = error
+
+    def wait(self) -> OSError | None:
+        """Wait for its end; the error that ended it."""
+        self._thread.join()
+        return self._error
+
+    def cancel(self) -> None:
+        """Do no further step; waits for the one that runs, some milliseconds."""
+        self._cancelled = True
+        self._thread.join()
 
 
 def find(name: str) -> ArenaFile | None:
@@ -97,10 +146,10 @@ def find(name: str) -> ArenaFile | None:
 
 
 def create(name: str, size_bytes: int, mode: int, group: str) -> ArenaFile:
-    """Make the object with all its pages; Refused with the numbers and a remedy when there is no room.
+    """Make the object and begin to reserve its pages; Refused with the numbers and a remedy when there is no room.
 
-    Blocks while the kernel zeroes the pages, about 0.2 s for 1 GiB. Crash: an object without a header,
-    which the next start discards.
+    What only the reservation can tell comes from `shortage`. Crash: an object without a header, which the next
+    start discards.
     """
     try:
         memory = posix_ipc.SharedMemory(paths.object_name(name), posix_ipc.O_CREX, mode=mode)
@@ -120,16 +169,12 @@ def create(name: str, size_bytes: int, mode: int, group: str) -> ArenaFile:
         if group and os.fstat(arena.fd).st_gid != _group_id(group):
             os.fchown(arena.fd, -1, _group_id(group))
         os.ftruncate(arena.fd, size_bytes)
-        os.posix_fallocate(arena.fd, 0, size_bytes)
+        arena.reserve(size_bytes)
     except BaseException as error:
         arena.unlink()
         arena.close()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _no_room(size_bytes, 0, paths.SHM_DIR) from None
         if isinstance(error, OSError):
-            raise Refused(
-                Exit.CANNOT_CREATE, "StoreUnavailable", f"{paths.object_path(name)} cannot be set up: {error}"
-            ) from None
+            raise _not_set_up(name, error) from None
         raise
     return arena
 
@@ -208,6 +253,16 @@ def _own(name: str, fd: int) -> ArenaFile:
     return ArenaFile(name, fd)
 
 
+def arena_kept(fate: str, error: str) -> Refused:
+    """The end of a supervisor whose persister left before the log was complete."""
+    why = f": {error}" if error else ""
+    return Refused(
+        Exit.RETRY, "StoreUnavailable",
+        f"the persister {fate} before the log was complete{why}; the shared memory is kept, and the next start of this "
+        f"store goes on from it",
+    )  # fmt: skip
+
+
 def _held(path: str, holder: int | None) -> Refused:
     who = f"process {holder}" if holder else "another process"
     return Refused(
@@ -226,6 +281,20 @@ def _check_room(fd: int, size_bytes: int) -> None:
     available_bytes = _available_memory()
     if available_bytes is not None and available_bytes < size_bytes + MEMORY_RESERVE_BYTES:
         raise _no_room(size_bytes, available_bytes, "the memory of this machine")
+
+
+def free_shm_bytes() -> int:
+    """How large an arena could be made now."""
+    status = os.statvfs(paths.SHM_DIR)
+    limits = [status.f_bavail * status.f_frsize] if status.f_blocks else []
+    available_bytes = _available_memory()
+    if available_bytes is not None:
+        limits.append(max(0, available_bytes - MEMORY_RESERVE_BYTES))
+    return min(limits, default=1 << 62)
+
+
+def _not_set_up(name: str, error: OSError) -> Refused:
+    return Refused(Exit.CANNOT_CREATE, "StoreUnavailable", f"{paths.object_path(name)} cannot be set up: {error}")
 
 
 def _no_room(size_bytes: int, free_bytes: int, place: str) -> Refused:

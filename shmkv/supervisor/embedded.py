@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 
 from shmkv import config, errors, paths
 from shmkv.config import Settings
-from shmkv.supervisor.child import child_environment, describe_exit
+from shmkv.processes import is_alive, start_time
+from shmkv.supervisor.child import describe_exit
 from shmkv.supervisor.lines import decode
+from shmkv.supervisor.spawn import child_environment
 from shmkv.supervisor.states import Exit
 
 START_TIMEOUT_S = 30.0
@@ -79,7 +81,7 @@ class Embedded:
             remove_arena(self.settings.name)
         elif paths.object_inode(self.settings.name) is not None:
             # Its supervisor was killed: a fresh one finishes what that left.
-            _start(self.settings, START_TIMEOUT_S, with_runtime=False).stop()
+            _start(self.settings, START_TIMEOUT_S, with_runtime=self.info.control is not None).stop()
         else:
             raise errors.StoreUnavailable(
                 f"the supervisor of {self.settings.name!r} {describe_exit(code)}; look at its messages"
@@ -112,7 +114,9 @@ def start_embedded(
         chosen["data_dir"] = os.path.abspath(os.fspath(data_dir))
     named = name if name is not None else _made_up_name()
     sources = {key: (config.parse(key, value, "the arguments"), "argument") for key, value in chosen.items()}
-    return _start(config.from_sources(named, sources), timeout_s, with_runtime=name is not None)
+    # One that keeps data can be asked for snapshots and backups, over its control socket.
+    with_runtime = name is not None or data_dir is not None
+    return _start(config.from_sources(named, sources), timeout_s, with_runtime=with_runtime)
 
 
 def sweep_dead_stores() -> list[str]:
@@ -122,8 +126,20 @@ def sweep_dead_stores() -> list[str]:
         owner = paths.temporary_owner(name)
         if owner is not None and not is_alive(*owner) and _is_ours_to_sweep(name):
             remove_arena(name)
+            _remove_runtime(name)
             removed.append(name)
     return removed
+
+
+def _remove_runtime(name: str) -> None:
+    """Lock and socket of a supervisor that was killed; one that runs holds the lock, and is none of these."""
+    from contextlib import suppress
+
+    directory = paths.runtime_dir(name)
+    for path in (paths.control_path(directory), f"{directory}/lock"):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    paths.remove_if_empty(directory)
 
 
 def remove_arena(name: str) -> None:
@@ -142,21 +158,6 @@ def remove_arena(name: str) -> None:
     except posix_ipc.ExistentialError:
         # Another cleaner was faster, at either step.
         return
-
-
-def start_time(pid: int) -> int | None:
-    """Start of a process in clock ticks since boot; None if there is none, or only a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def is_alive(pid: int, started: int) -> bool:
-    """Whether that very process still runs."""
-    return start_time(pid) == started
 
 
 def _made_up_name() -> str:

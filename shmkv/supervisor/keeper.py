@@ -9,6 +9,8 @@ Invariants:
   I2  Between two stripes it looks at its commands. An audit, which walks everything, runs in a thread of its own.
   I3  When its supervisor dies it ends and leaves the arena; only a throw-away store whose owner is dead
       as well is retired and unlinked, by whoever is left: this process.
+  I4  A store without a log gets a sign of life with each turn: without it, and without a supervisor, its writers
+      stop at the lag limit, as those of a log do without a persister.
 """
 
 from __future__ import annotations
@@ -88,6 +90,8 @@ class Keeper:
         next_reap_s = next_beat_s = 0.0
         self._say({"event": "ready"})
         while self._exit is None:
+            if not self._has_log:
+                self._arena.attend()
             now_s = time.monotonic()
             if now_s >= next_reap_s:
                 self._guard(self._reap)
@@ -210,10 +214,12 @@ def main(argv: list[str]) -> int:
         file = ArenaFile(name, posix_ipc.SharedMemory(paths.object_name(name)).fd)
         keeper = Keeper(file, arguments)
     except (posix_ipc.ExistentialError, errors.ShmkvError) as error:
-        os.write(
-            arguments["event_fd"],
-            encode({"event": "failed", "error": f"cannot attach to {name!r}: {error}", "exit": int(Exit.RETRY)}),
-        )
+        said = {"event": "failed", "error": f"cannot attach to {name!r}: {error}", "exit": int(Exit.RETRY)}
+        try:
+            os.write(arguments["event_fd"], encode(said))
+        except BrokenPipeError:
+            # The supervisor is gone, too: nobody is left who wants to know.
+            return Exit.CLEAN
         return Exit.RETRY
     return keeper.run()
 

@@ -103,6 +103,10 @@ def open_arena(settings: Settings, *, has_log: bool, report: Report) -> Opened:
         found.close()
     file = arenas.create(settings.name, settings.memory, settings.mode, settings.group)
     if not has_log:
+        if shortage := file.shortage():
+            file.unlink()
+            file.close()
+            raise shortage
         ring_bytes = _core.plan(**plan_of(settings))["ring_bytes"]
         first_lsn = -(-_core.LSN_GAP // ring_bytes) * ring_bytes
         _core.format_arena(
@@ -134,7 +138,7 @@ def retire(fd: int) -> str:
     return ""
 
 
-def plan_of(settings: Settings) -> dict[str, int]:
+def plan_of(settings: Settings) -> dict[str, Any]:
     """The numbers that lay out the arena, as `_core.plan` takes them."""
     return {
         "size_bytes": settings.memory, "max_size_bytes": 0, "ring_bytes": settings.ring,

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from shmkv import config
-from shmkv.attach import ATTACH_TIMEOUT_S
+from shmkv.attaching import ATTACH_TIMEOUT_S
 from shmkv.lookup import find_arena
 from shmkv.store import Attachment, Store
 
@@ -55,8 +55,8 @@ def launch(
     `expected_items`: how many keys it is laid out for; None = by memory. `eviction`: "noeviction". `timeout`: seconds
     until it must be ready. Every other setting (durability, ring, lag_limit ...) is given by its name.
 
-    Raises StoreExists, MemoryLimitExceeded (no room in /dev/shm), InvalidName, InvalidSetting, CorruptData (a damaged
-    log; `accept_loss=True` gives up what is damaged), StoreUnavailable. Blocks until the store is ready.
+    Raises StoreExists, MemoryLimitExceeded (no room in /dev/shm), InvalidName, InvalidSetting, WrongKey, CorruptData (a
+    damaged log; `accept_loss=True` gives up what is damaged), StoreUnavailable. Blocks until the store is ready.
     When this process is killed the store ends by itself; data with a directory stays there.
     """
     from shmkv.supervisor.embedded import start_embedded
