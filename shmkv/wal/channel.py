@@ -4,8 +4,10 @@ Why here: the loop must never wait for its supervisor. A reader thread sleeps in
 the loop looks; an event that does not fit into the pipe is kept or dropped, never waited for.
 
 Invariants:
-  I1  emit() does not block. A heartbeat that does not fit is dropped; everything else is sent before the next event.
+  I1  emit() does not block; any thread may call it. A heartbeat that does not fit is dropped; everything else is sent
+      before the next event.
   I2  An order is final: the first one counts. The end of the command pipe (the supervisor died) is an order.
+  I3  A request for a job is kept until the loop takes it; those behind an order are not read.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from typing import Any
 
-STOP, RETIRE = "stop", "retire"
+STOP, RETIRE, JOB = "stop", "retire", "job"
 READ_BYTES = 4096
 LINE_LIMIT_BYTES = 65536
 
@@ -27,13 +30,18 @@ class Events:
         self._fd = fd
         self._unsent = b""
         self._closed = False
+        self._lock = threading.Lock()
         os.set_blocking(fd, False)
 
     def emit(self, event: str, *, droppable: bool = False, **fields: Any) -> None:
         """Send one event."""
         line = json.dumps({"event": event, **fields}, separators=(",", ":"), default=str).encode() + b"\n"
-        if not (droppable and self._unsent):
-            self._unsent += line
+        with self._lock:
+            if not (droppable and self._unsent):
+                self._unsent += line
+            self._send()
+
+    def _send(self) -> None:
         while self._unsent and not self._closed:
             try:
                 self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
@@ -45,19 +53,26 @@ class Events:
 
 
 class Orders:
-    """The command pipe: `pending` is the order that came, None while there is none."""
+    """The command pipe: `pending` is the order that came, None while there is none; `requests` are jobs to do.
+
+    switch: with the order to retire, the generation that is the whole store from then on; None = none.
+    """
 
     def __init__(self) -> None:
         self.pending: str | None = None
+        self.switch: int | None = None
+        self.requests: deque[dict[str, Any]] = deque()
         self._came = threading.Event()
 
     def listen(self, fd: int) -> None:
         """Read commands in a thread of its own, for the life of the process."""
         threading.Thread(target=self._read, args=(fd,), name="commands", daemon=True).start()
 
-    def give(self, order: str) -> None:
+    def give(self, order: str, *, switch: int | None = None) -> None:
         """Set the order, unless there is one."""
         if self.pending is None:
+            # Whoever sees the order sees what belongs to it.
+            self.switch = switch
             self.pending = order
         self._came.set()
 
@@ -70,19 +85,20 @@ class Orders:
         while self.pending is None and (data := os.read(fd, READ_BYTES)):
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                order = _order_of(line)
-                if order is not None:
-                    self.give(order)
+                self._take(line)
             if len(rest) > LINE_LIMIT_BYTES:
                 break
         self.give(STOP)
 
-
-def _order_of(line: bytes) -> str | None:
-    """The order in a line; None for a command that a persister does not know."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    order = message.get("do") if isinstance(message, dict) else None
-    return order if order in (STOP, RETIRE) else None
+    def _take(self, line: bytes) -> None:
+        """Obey one line; a command that a persister does not know is left alone."""
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return
+        order = message.get("do") if isinstance(message, dict) else None
+        if order in (STOP, RETIRE):
+            switch = message.get("switch")
+            self.give(order, switch=switch if isinstance(switch, int) else None)
+        elif order == JOB and self.pending is None:
+            self.requests.append(message)

@@ -37,6 +37,10 @@ class Files:
         """Open an existing file for reading and writing."""
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
+    def open_to_read(self, path: str) -> int:
+        """Open an existing file for reading only."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
     def close(self, fd: int) -> None:
         os.close(fd)
 
@@ -82,12 +86,24 @@ class Files:
         """Make the folder, mode 0700, and its parents; nothing happens if it is there."""
         os.makedirs(path, mode=0o700, exist_ok=True)
 
+    def is_file(self, path: str) -> bool:
+        """Whether it is there, and no folder."""
+        return os.path.isfile(path)
+
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted."""
         return sorted(os.listdir(path))
 
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
     def size_bytes(self, path: str) -> int:
         return os.stat(path).st_size
+
+    def free_bytes(self, path: str) -> int:
+        """What may still be written to the file system of this folder."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def read_some(self, path: str, size_bytes: int) -> bytes:
         """The first size_bytes of a file, or all of a shorter one."""
@@ -99,6 +115,17 @@ class Files:
             return bytes(data)
         finally:
             os.close(fd)
+
+    def read_into(self, fd: int, view: memoryview, offset: int) -> int:
+        """Fill the view with the bytes at offset; fewer are there only where the file ends. Returns how many."""
+        done = 0
+        while done < len(view) and (step := os.preadv(fd, [view[done:]], offset + done)):
+            done += step
+        return done
+
+    def drop_cache(self, fd: int) -> None:
+        """Forget the file's pages that are on disk: the next read asks the disk itself."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def map(self, path: str) -> memoryview:
         """A read-only view of the whole file; release it when done. Sequential access is expected."""

@@ -1,10 +1,10 @@
 """The log directory: names, the header block of each file, what lies there, spare files made ahead.
 
 Why here: recovery, the writer and the inspection of a log must agree on what a log file is and where a record lies
-in it. Format: README.md.
+in it. Format: docs/formats.md.
 
 Invariants:
-  I1  Byte n of the log lies in file f at HEADER_BLOCK_BYTES + n - f.first_lsn.
+  I1  Byte n of the log lies in file f at HEADER_BLOCK_BYTES + n - f.first_lsn, unless f is encrypted: see frame.py.
   I2  NUMBER.log appears by rename only after its header block is on disk: a name of that form with a bad header is
       damage, never a kill in the middle.
   I3  NUMBER.log exists only after everything below its first LSN was synced in the files before it. So its first LSN
@@ -14,21 +14,22 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
+from shmkv.dataclass import dataclass, replace
 from shmkv.segment import _core
+from shmkv.wal.cipher import AES_256_GCM, CLEAR, KEY_ID_BYTES, NO_KEY_ID, NO_SALT, SALT_BYTES
 from shmkv.wal.files import Files, fill_with_zeros
 from shmkv.wal.manifest import STORE_ID_BYTES
 
 MAGIC = b"SHMKVLOG"
 FORMAT_VERSION = 1
 HEADER_BLOCK_BYTES = 4096
-SALT_BYTES = 32
-KEY_ID_BYTES = 16
 
+LOG_DIR = "log"
 LOG_SUFFIX = ".log"
 SPARE_PREFIX = "spare."
 UNFINISHED_SUFFIX = ".tmp"
@@ -43,7 +44,7 @@ class FileHeader:
     """The header block of a log file; (previous_incarnation, previous_end_lsn) is where the log before it ends.
 
     size_bytes: of the whole file when it was made; it never shrinks. cipher 0 = records in clear; key_id and salt
-    are zero then.
+    are zero then. With another cipher they say what the frames behind the header (frame.py) were sealed with.
     """
 
     store_id: bytes
@@ -54,9 +55,9 @@ class FileHeader:
     previous_end_lsn: int
     created_wall_ms: int
     size_bytes: int
-    cipher: int = 0
-    key_id: bytes = bytes(KEY_ID_BYTES)
-    salt: bytes = bytes(SALT_BYTES)
+    cipher: int = CLEAR
+    key_id: bytes = NO_KEY_ID
+    salt: bytes = NO_SALT
 
 
 class BadHeader(ValueError):
@@ -88,8 +89,8 @@ def unpack_file_header(block: bytes) -> FileHeader:
         raise BadHeader("the checksum of its header does not match")
     if version != FORMAT_VERSION:
         raise BadHeader(f"its format version is {version}; this program reads {FORMAT_VERSION}")
-    if cipher != 0:
-        raise BadHeader(f"it is encrypted (cipher {cipher}); this program reads only logs in clear")
+    if cipher not in (CLEAR, AES_256_GCM):
+        raise BadHeader(f"it is encrypted with cipher {cipher}; this program knows {AES_256_GCM} (AES-256-GCM)")
     return FileHeader(
         store_id, incarnation, first_lsn, number, previous_incarnation, previous_end_lsn, created_wall_ms,
         size_bytes, cipher, key_id, salt,
@@ -234,17 +235,26 @@ class LogDirectory:
             self._make_file(name, size_bytes, lambda: False)
         else:
             size_bytes = self._spares.pop(name)
-        spare = self._at(name)
-        fd = self.files.open(spare)
         try:
-            self.files.write_all(fd, [pack_file_header(replace(header, size_bytes=size_bytes))], 0)
+            return self._name_file(name, replace(header, size_bytes=size_bytes)), size_bytes
+        except OSError:
+            # It is no spare any more, and would only take room.
+            with contextlib.suppress(OSError):
+                if name in self.files.names(self.path):
+                    self.files.unlink(self._at(name))
+            raise
+
+    def _name_file(self, spare: str, header: FileHeader) -> int:
+        fd = self.files.open(self._at(spare))
+        try:
+            self.files.write_all(fd, [pack_file_header(header)], 0)
             self.files.fsync(fd)
-            self.files.rename(spare, self._at(file_name(header.number)))
+            self.files.rename(self._at(spare), self._at(file_name(header.number)))
             self.files.fsync_dir(self.path)
         except OSError:
             self.files.close(fd)
             raise
-        return fd, size_bytes
+        return fd
 
     def _at(self, name: str) -> str:
         return os.path.join(self.path, name)

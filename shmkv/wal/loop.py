@@ -7,6 +7,7 @@ Invariants:
   I1  durable_lsn is published only after a sync that succeeded, and only at ends of records.
   I2  One cycle is one wait, one write, one sync, one publication; nothing else is called while writes come.
   I3  The arena's name is removed only when its ring is on disk.
+  I4  Jobs (snapshots ...) are begun and looked after in heartbeats, and at the end, when nothing is left to write.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from shmkv.errors import CorruptData, LogStalled, ShmkvError
 from shmkv.segment import _core
 from shmkv.wal.channel import RETIRE, Events, Orders
-from shmkv.wal.pace import MARK_RECORD_BYTES, LogState, Pace, Step
+from shmkv.wal.jobs import SyncWish
+from shmkv.wal.pace import MARK_RECORD_BYTES, SLICE_MS, LogState, Pace, Step
+from shmkv.wal.schedule import Schedule
 from shmkv.wal.spares import SpareMaker
 from shmkv.wal.writer import LogWriter, record_bytes
 
@@ -28,7 +31,10 @@ Words = dict[str, int]
 
 
 class Persister:
-    """The loop over one arena; everything that it touches is passed in. unlink removes the arena's name."""
+    """The loop over one arena; everything that it touches is passed in.
+
+    unlink removes the arena's name; switch(generation) makes that snapshot the whole store, after a retirement.
+    """
 
     def __init__(
         self,
@@ -41,7 +47,10 @@ class Persister:
         orders: Orders,
         wall_ms: Callable[[], int],
         unlink: Callable[[], None],
+        switch: Callable[[int], None],
         keeps_ring: bool,
+        schedule: Schedule,
+        wish: SyncWish,
     ) -> None:
         self._arena = arena
         self._writer = writer
@@ -51,6 +60,9 @@ class Persister:
         self._orders = orders
         self._wall_ms = wall_ms
         self._unlink = unlink
+        self._switch = switch
+        self._schedule = schedule
+        self._wish = wish
         # Level none gives ring space back when it is written, not when it is synced.
         self._keeps_ring = keeps_ring
         self._least_bytes = 0
@@ -76,9 +88,14 @@ class Persister:
 
     def turn(self) -> None:
         """One step."""
-        if self._orders.pending is not self._order:
+        orders = self._orders
+        if orders.requests:
+            self._take_requests()
+        if orders.pending is not self._order:
             self._obey()
         words = self._arena.ring()
+        if self._wish.wanted_lsn:
+            self._hear_wish(words)
         writer = self._writer
         step = self._pace.next(
             words["now_ms"],
@@ -201,12 +218,29 @@ class Persister:
         self._spares.care(now_ms)
         self._pace.room(self._spares.enough, self._spares.error)
         self._events.emit("progress", droppable=True, durable_lsn=synced, lag_bytes=tail - synced)
+        if self._order is None:
+            healthy = self._pace.state is LogState.OK
+            self._schedule.care(now_ms, tail, self._pace.data_end, healthy=healthy)
         self._pace.beat(now_ms)
+
+    def _take_requests(self) -> None:
+        while self._orders.requests:
+            self._schedule.request(self._orders.requests.popleft())
+
+    def _hear_wish(self, words: Words) -> None:
+        """A job waits for the log: as if a writer did."""
+        wanted_lsn = self._wish.wanted_lsn
+        if self._writer.synced_lsn >= wanted_lsn:
+            self._wish.answer()
+        else:
+            words["sync_wanted_lsn"] = max(words["sync_wanted_lsn"], wanted_lsn)
 
     # ---- ends and troubles ----------------------------------------------------------------------------------
 
     def _obey(self) -> None:
         self._order = self._orders.pending
+        self._take_requests()
+        self._schedule.close()
         self._spares.cancel()
         if self._order == RETIRE:
             self._arena.retire()
@@ -214,10 +248,14 @@ class Persister:
 
     def _finish(self, words: Words) -> None:
         complete = self._writer.synced_lsn >= self._pace.target_lsn
+        if not complete:
+            self._wish.refuse("the store stops, and the log could not be written")
+        if not self._schedule.finished(words["now_ms"], self._pace.data_end, wanted=complete and self._may_snapshot()):
+            # Heartbeats go on meanwhile: they say that a long end is no hang.
+            self._schedule.wait(SLICE_MS / 1000)
+            return
         if complete:
-            self._writer.publish_watermark(clean=self._order == RETIRE)
-            if self._order == RETIRE:
-                self._unlink()
+            self._end()
         else:
             self._events.emit(
                 "failed",
@@ -227,11 +265,24 @@ class Persister:
             )
         self.exit_code = CLEAN if complete else RETRY
 
+    def _may_snapshot(self) -> bool:
+        """Whether the end of this arena is to be a snapshot: not of one that goes on, is damaged, or is replaced."""
+        return self._order == RETIRE and self._orders.switch is None and not self._arena.info()["condemned"]
+
+    def _end(self) -> None:
+        retired = self._order == RETIRE
+        self._writer.publish_watermark(clean=retired)
+        if retired and self._orders.switch is not None:
+            self._switch(self._orders.switch)
+        if retired:
+            self._unlink()
+
     def _failed(self, words: Words, error: OSError) -> None:
+        name = self._writer.name or "a new log file"
         self._writer.abandon_file()
         curable = self._keeps_ring or words["head"] <= self._writer.synced_lsn
         self._pace.failed(words["now_ms"], error, curable=curable)
-        print(f"persister: {error}; log state {self._pace.state.value}", file=sys.stderr, flush=True)
+        print(f"persister: {name}: {error}; log state {self._pace.state.value}", file=sys.stderr, flush=True)
 
     def _condemn(self, error: CorruptData) -> None:
         self._arena.set_state(condemned=True)
@@ -240,5 +291,7 @@ class Persister:
 
     def _say(self) -> None:
         self._said = self._pace.state
+        if self._said is LogState.FAILED:
+            self._wish.refuse(f"the log has failed ({self._pace.error})")
         self._arena.set_state(log_state=self._said.value)
         self._events.emit("log_state", state=self._said.value, error=self._pace.error or None)

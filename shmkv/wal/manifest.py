@@ -1,7 +1,7 @@
 """The manifest: what the data directory is, in two slots of which one is always whole.
 
 Why here: everything that must be decided at a start without reading the log stands in it: whose log this is, which
-LSNs were ever used, where an incarnation ends, what was certainly on disk. Format: README.md.
+LSNs were ever used, where an incarnation ends, what was certainly on disk. Format: docs/formats.md.
 
 Invariants:
   I1  A slot is written in place and synced while the other, synced one holds the manifest before it: a kill or a
@@ -9,17 +9,21 @@ Invariants:
   I2  The valid slot with the higher counter is the manifest.
   I3  A start publishes twice, the incarnation and then its first file: so both slots know the incarnation before it
       serves, and the later rot of one of them loses only how far the newest one said that the log was on disk.
+  I4  The slot that a start has read is written again and synced before the other one is touched: it may be in the
+      page cache only, if its writer was killed before its fsync, or if that failed.
+  I5  The loop and the job thread change it through `update`: read, replace and publish under one lock.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, field
-from typing import Any
+import threading
+from collections.abc import Callable
 
 import msgpack
 
+from shmkv.dataclass import dataclass, fields
 from shmkv.segment import _core
 from shmkv.wal.files import Files
 
@@ -35,12 +39,34 @@ _SLOT_HEADER_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotFacts:
+    """What the manifest says of one snapshot: with the log from start_lsn to end_lsn at least, it is a whole state.
+
+    start_lsn, end_lsn: where the log ended when the walk began and when it was over; incarnation: of that log. entries,
+    size_bytes: of the file; wall_ms: when it was made. alone: whole without any log, and no record of its incarnation
+    follows it (taken from a retired arena, or restored); start_lsn = end_lsn then.
+    """
+
+    generation: int
+    start_lsn: int
+    end_lsn: int
+    incarnation: int
+    entries: int
+    size_bytes: int
+    wall_ms: int
+    alone: bool = False
+
+
+FACTS = tuple(field.name for field in fields(SnapshotFacts))
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """LSNs and file numbers; seals = (incarnation, end LSN) of every incarnation that ended and still has log files.
 
     watermark: all records below it were once synced. highest_lsn: no LSN above it was ever named. newest_file: the
     highest file number that certainly has its directory entry, 0 = none. disowned: ranges (first, last) of file numbers
-    that count no more, there or not. clean: the last arena was retired.
+    that count no more, there or not. clean: the last arena was retired. snapshots: those that count, oldest first.
     """
 
     store_id: bytes
@@ -53,7 +79,7 @@ class Manifest:
     seals: tuple[tuple[int, int], ...] = ()
     disowned: tuple[tuple[int, int], ...] = ()
     clean: bool = False
-    snapshots: tuple[Any, ...] = field(default=())
+    snapshots: tuple[SnapshotFacts, ...] = ()
 
 
 class BadSlot(ValueError):
@@ -74,7 +100,7 @@ def pack_slot(manifest: Manifest, counter: int) -> bytes:
             "seals": [list(seal) for seal in manifest.seals],
             "disowned": [list(numbers) for numbers in manifest.disowned],
             "clean": manifest.clean,
-            "snapshots": list(manifest.snapshots),
+            "snapshots": [{name: getattr(facts, name) for name in FACTS} for facts in manifest.snapshots],
         }
     )
     prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(body), counter)
@@ -114,7 +140,7 @@ def _from_body(body: bytes) -> Manifest:
             seals=tuple((incarnation, end_lsn) for incarnation, end_lsn in found["seals"]),
             disowned=tuple((first, last) for first, last in found["disowned"]),
             clean=found["clean"],
-            snapshots=tuple(found["snapshots"]),
+            snapshots=tuple(SnapshotFacts(**facts) for facts in found["snapshots"]),
         )
     except (KeyError, TypeError, ValueError) as problem:
         raise BadSlot(f"its body is not a manifest: {problem!r}") from problem
@@ -153,15 +179,18 @@ def read_manifest(files: Files, data_dir: str) -> ManifestRead:
 
 
 class ManifestSlots:
-    """Writes manifests, one slot after the other; `read` is what was found at the start."""
+    """Writes manifests, one slot after the other; `read` is what was found at the start. All methods: thread-safe."""
 
     def __init__(self, files: Files, data_dir: str, read: ManifestRead) -> None:
         self._files = files
         self._data_dir = data_dir
         self._counter = read.counter
         self._newest_slot = read.newest_slot
+        self._lock = threading.Lock()
         # A slot that is there may still have no durable name: its maker may have been killed before that.
         self._named_slots: set[int] = set()
+        # None is read from it, or it was written here: nothing of it is only in the page cache.
+        self._settled = read.manifest is None
         self.manifest = read.manifest
 
     def publish(self, manifest: Manifest) -> None:
@@ -169,16 +198,53 @@ class ManifestSlots:
 
         Raises OSError; then, as after a kill, it is this manifest or the one before.
         """
+        with self._lock:
+            self._publish(manifest)
+
+    def update(self, change: Callable[[Manifest], Manifest]) -> Manifest:
+        """Publish change(the manifest), which no other thread can replace meanwhile; returns it.
+
+        Blocks for two syncs or fewer, and while another thread publishes. Raises OSError as `publish` does.
+        """
+        with self._lock:
+            assert self.manifest is not None, "there is nothing to change yet"
+            manifest = change(self.manifest)
+            self._publish(manifest)
+            return manifest
+
+    def settle(self) -> None:
+        """Make what was read at the start durable. Raises OSError."""
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._settled:
+            return
+        path = self._path(self._newest_slot)
+        # Written again, byte for byte: if a sync of it failed once, only new writes reach the disk.
+        data = self._files.read_some(path, _SLOT_HEADER_BYTES + BODY_LIMIT_BYTES)
+        fd = self._files.open(path)
+        try:
+            self._files.write_all(fd, [data], 0)
+            self._files.fsync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.fsync_dir(self._data_dir)
+        self._named_slots.add(self._newest_slot)
+        self._settled = True
+
+    def _publish(self, manifest: Manifest) -> None:
+        self._settle()
         slot = 1 - self._newest_slot
         self._write_slot(slot, pack_slot(manifest, self._counter + 1))
         self._counter += 1
         self._newest_slot = slot
+        self._settled = True
         self.manifest = manifest
 
     def _write_slot(self, slot: int, data: bytes) -> None:
-        path = os.path.join(self._data_dir, SLOT_NAMES[slot])
         known = slot in self._named_slots or SLOT_NAMES[slot] in self._files.names(self._data_dir)
-        fd = self._files.open(path) if known else self._files.create(path)
+        fd = self._files.open(self._path(slot)) if known else self._files.create(self._path(slot))
         try:
             self._files.write_all(fd, [data], 0)
             self._files.fsync(fd)
@@ -187,3 +253,6 @@ class ManifestSlots:
         if slot not in self._named_slots:
             self._files.fsync_dir(self._data_dir)
             self._named_slots.add(slot)
+
+    def _path(self, slot: int) -> str:
+        return os.path.join(self._data_dir, SLOT_NAMES[slot])

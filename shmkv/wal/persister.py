@@ -14,72 +14,37 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import json
+import mmap
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import posix_ipc
 
 from shmkv import errors, paths
+from shmkv.dataclass import asdict, replace
 from shmkv.segment import _core
+from shmkv.wal import jobs
+from shmkv.wal.arguments import Arguments
 from shmkv.wal.channel import Events, Orders
+from shmkv.wal.cipher import Keyring, KeySourceFailed
+from shmkv.wal.compression import require_zstd
 from shmkv.wal.drain import FrozenRing, drain
 from shmkv.wal.files import Files
+from shmkv.wal.jobs import Context, Jobs, SyncWish
 from shmkv.wal.loop import CLEAN, RETRY, Persister
 from shmkv.wal.manifest import Manifest, ManifestRead, ManifestSlots, read_manifest
-from shmkv.wal.pace import Pace, Settings
+from shmkv.wal.pace import Pace
 from shmkv.wal.recovery import ADOPT, DISCARD, FINISH, REFUSE, LivingArena, plan_warm
-from shmkv.wal.replay import Apply
+from shmkv.wal.schedule import Schedule, pace_after
 from shmkv.wal.spares import SpareMaker, in_thread
 from shmkv.wal.start import LOG_DIR, Place, Started, start_cold, start_warm
 
 DAMAGED_LOG, CANNOT_CREATE, LOCK_HELD, BAD_CONFIG = 65, 73, 75, 78
 PROGRESS_INTERVAL_S = 0.2
-DURABILITIES = ("always", "interval", "none")
-PLAN_KEYS = ("size_bytes", "max_size_bytes", "ring_bytes", "expected_items")
-
-
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """What the supervisor passes; durations in seconds, sizes in bytes; plan as for _core.plan."""
-
-    name: str
-    data_dir: str
-    created: bool
-    durability: str
-    event_fd: int
-    plan: dict[str, int]
-    sync_interval_s: float = 1.0
-    lag_limit_s: float = 5.0
-    accept_loss: bool = False
-    file_bytes: int = 64 << 20
-    lock_timeout_s: float = 10.0
-
-    @staticmethod
-    def parse(text: str) -> Arguments:
-        """Raises ValueError, which names the argument."""
-        found = json.loads(text)
-        known = {name: found[name] for name in Arguments.__dataclass_fields__ if name in found}
-        try:
-            arguments = Arguments(**known)
-        except TypeError as problem:
-            raise ValueError(f"arguments {sorted(found)} do not make a persister: {problem}") from problem
-        if arguments.durability not in DURABILITIES:
-            raise ValueError(f"durability is {arguments.durability!r}; one of {', '.join(DURABILITIES)}")
-        plan = {key: arguments.plan[key] for key in PLAN_KEYS if key in arguments.plan}
-        return Arguments(**{**known, "plan": plan})
-
-    def pace_settings(self, ring_bytes: int) -> Settings:
-        """A sync interval beyond the lag limit would only make writers wait."""
-        lag_ms = round(self.lag_limit_s * 1000)
-        return Settings(
-            self.durability, max(1, min(round(self.sync_interval_s * 1000), lag_ms // 2)), lag_ms, ring_bytes
-        )
 
 
 class Ended(Exception):
@@ -99,6 +64,7 @@ class Process:
         self._orders = orders
         self._started_s = started_s
         self._files = Files()
+        self._keys = Keyring.none()
         self._reported_s = started_s
         self._fd = -1
 
@@ -110,14 +76,45 @@ class Process:
             self._files.lock_dir(log_dir, self._arguments.lock_timeout_s)
         except TimeoutError as error:
             raise Ended(LOCK_HELD, str(error)) from error
+        self._keys = Keyring.load(self._arguments.key_settings())
+        if self._arguments.snapshot_compression == "zstd":
+            require_zstd()
         self._fd = posix_ipc.SharedMemory(paths.object_name(self._arguments.name)).fd
         arena, started, warm = self._cold() if self._arguments.created else self._warm()
-        ring = arena.ring()
-        arguments = self._arguments
+        persister = self._persister(arena, started, warm)
+        persister.open_first()
+        self._events.emit(
+            "ready",
+            warm=warm,
+            records=started.records,
+            entries=started.entries,
+            generation=started.generation,
+            snapshots=[asdict(facts) for facts in started.generations.named],
+            seconds=round(time.monotonic() - self._started_s, 4),
+            cut_lsn=started.cut_lsn,
+            warnings=list(started.warnings),
+        )
+        return persister.run()
+
+    def _persister(self, arena: _core.Arena, started: Started, warm: bool) -> Persister:
+        arguments, ring = self._arguments, arena.ring()
         arena.set_state(
             durability=arguments.durability, lag_limit_ms=round(arguments.lag_limit_s * 1000), log_state="OK"
         )
-        persister = Persister(
+        wish = SyncWish(lambda: arena.ring()["durable_lsn"])
+        context = Context(
+            arena=arena,
+            files=self._files,
+            data_dir=arguments.data_dir,
+            keys=self._keys,
+            slots=started.slots,
+            directory=started.directory,
+            generations=started.generations,
+            settings=arguments.job_settings(),
+            wall_ms=wall_ms,
+            wait_durable=wish.wait,
+        )
+        return Persister(
             arena,
             started.writer,
             Pace(arguments.pace_settings(ring["ring_bytes"]), ring["now_ms"], started.writer.synced_lsn),
@@ -126,41 +123,50 @@ class Process:
             orders=self._orders,
             wall_ms=wall_ms,
             unlink=self._unlink,
+            switch=lambda generation: switch_to(context, generation),
             keeps_ring=arguments.durability != "none",
+            schedule=Schedule(
+                pace_after(started, context, arguments.snapshot_settings(), warm=warm),
+                Jobs(context, self._events, spawn=jobs.in_thread),
+                started.generations,
+            ),
+            wish=wish,
         )
-        persister.open_first()
-        self._events.emit(
-            "ready",
-            warm=warm,
-            records=started.records,
-            seconds=round(time.monotonic() - self._started_s, 4),
-            cut_lsn=started.cut_lsn,
-            warnings=list(started.warnings),
-        )
-        return persister.run()
 
     # ---- cold -----------------------------------------------------------------------------------------------
 
     def _place(self) -> Place:
-        return Place(self._files, self._arguments.data_dir, self._arguments.file_bytes, wall_ms)
+        arguments = self._arguments
+        return Place(
+            self._files, arguments.data_dir, arguments.file_bytes, wall_ms, keys=self._keys,
+            archive_dir=arguments.archive_dir,
+        )  # fmt: skip
 
     def _cold(self) -> tuple[_core.Arena, Started, bool]:
         arguments = self._arguments
         ring_bytes = _core.plan(**arguments.plan)["ring_bytes"]
         made: list[_core.Arena] = []
 
-        def make_arena(manifest: Manifest) -> Apply:
+        def make_arena(manifest: Manifest, hash_key: bytes | None) -> _core.Arena:
+            if made:
+                # What was loaded from a damaged snapshot must not be there.
+                made.pop().close()
+                empty(self._fd)
             _core.format_arena(
                 self._fd,
-                **arguments.plan,
+                size_bytes=arguments.plan["size_bytes"],
+                max_size_bytes=arguments.plan.get("max_size_bytes", 0),
+                ring_bytes=arguments.plan.get("ring_bytes", 0),
+                expected_items=arguments.plan.get("expected_items", 0),
                 name=arguments.name,
                 store_id=manifest.store_id,
                 incarnation=manifest.incarnation,
                 first_lsn=manifest.first_lsn,
                 has_log=True,
+                hash_key=hash_key,
             )
             made.append(_core.Arena(self._fd))
-            return made[0].apply
+            return made[0]
 
         started = start_cold(
             self._place(),
@@ -171,11 +177,11 @@ class Process:
         )
         return made[0], started, False
 
-    def _progress(self, records: int, bytes_done: int, of_bytes: int) -> None:
+    def _progress(self, phase: str, records: int, bytes_done: int, of_bytes: int) -> None:
         now_s = time.monotonic()
         if now_s - self._reported_s >= PROGRESS_INTERVAL_S:
             self._reported_s = now_s
-            self._events.emit("recovering", records=records, bytes=bytes_done, of_bytes=of_bytes)
+            self._events.emit("recovering", phase=phase, records=records, bytes=bytes_done, of_bytes=of_bytes)
 
     # ---- warm -----------------------------------------------------------------------------------------------
 
@@ -189,6 +195,9 @@ class Process:
         if action == REFUSE:
             raise Ended(BAD_CONFIG, why)
         if action == DISCARD:
+            if arena is not None and living.state == "READY":
+                # Handles would go on with it for ever, unaware of the one that takes its place.
+                header = self._retire(arena)
             if header is not None and read.manifest is not None and living.store_id == read.manifest.store_id:
                 self._remember(read, header)
             self._unlink()
@@ -209,6 +218,14 @@ class Process:
             verify=_core.verify,
         )
         return arena, started, True
+
+    def _retire(self, arena: _core.Arena) -> dict[str, Any]:
+        """End an arena that is not drained; its header after that. A process that was stopped can't be told."""
+        try:
+            arena.retire()
+        except errors.LockTimeout as error:
+            print(f"persister: not every process knows that the old arena ended: {error}", file=sys.stderr, flush=True)
+        return _core.read_header(self._fd)
 
     def _remember(self, read: ManifestRead, header: dict[str, Any]) -> None:
         """Incarnation and LSNs of an arena that goes are never used again."""
@@ -244,6 +261,33 @@ class Process:
             posix_ipc.unlink_shared_memory(paths.object_name(name))
 
 
+def switch_to(context: Context, generation: int) -> None:
+    """Make a restored snapshot the whole store; the arena has ended. What fails is told, and the old data stays."""
+    from shmkv.wal.snapshot import facts_of, open_snapshot
+
+    generations, files = context.generations, context.files
+    path = generations.path(generation)
+    if not files.exists(path):
+        path = generations.unfinished_path(generation)
+    try:
+        with open_snapshot(files, path, context.keys) as reader:
+            facts = facts_of(reader, alone=True)
+        generations.switch(facts, highest_lsn=context.arena.ring()["tail"])
+    except (errors.ShmkvError, OSError) as error:
+        print(f"persister: the restored data is not used: {error}", file=sys.stderr, flush=True)
+
+
+def empty(fd: int) -> None:
+    """Give the pages of a shared object back and reserve new ones, all zero; its size stays, so nobody's read fails.
+
+    Raises OSError if somebody else took them meanwhile.
+    """
+    size_bytes = os.fstat(fd).st_size
+    with mmap.mmap(fd, size_bytes) as memory:
+        memory.madvise(mmap.MADV_REMOVE)
+    os.posix_fallocate(fd, 0, size_bytes)
+
+
 def _living(header: dict[str, Any], *, same_layout: bool) -> LivingArena:
     return LivingArena(
         readable=True,
@@ -266,11 +310,14 @@ def exit_code_of(error: BaseException) -> int:
         return error.code
     if isinstance(error, errors.CorruptData):
         return DAMAGED_LOG
-    if isinstance(error, errors.MemoryLimitExceeded | errors.IncompatibleStore):
+    if isinstance(error, KeySourceFailed):
+        return RETRY
+    if isinstance(error, errors.MemoryLimitExceeded | errors.IncompatibleStore | errors.WrongKey):
         return BAD_CONFIG
     if isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,
+        errno.EFBIG,
         errno.EACCES,
         errno.EROFS,
         errno.EPERM,
@@ -279,14 +326,29 @@ def exit_code_of(error: BaseException) -> int:
     return RETRY
 
 
+def read_line(fd: int) -> str | None:
+    """The line that comes next, and nothing of what follows it; None if the end comes first. Blocks."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(fd, 1)
+        if not byte:
+            return None
+        line += byte
+    return line.decode()
+
+
 def main(argv: Sequence[str]) -> int:
-    """Entry point: one argument, the JSON of Arguments."""
+    """Entry point: one argument, the JSON of Arguments, or "-": then it comes as the first line of standard input."""
     started_s = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # The supervisor decides when the log ends; a signal to the whole group must not come before the last writes.
         signal.signal(number, signal.SIG_IGN)
     try:
-        arguments = Arguments.parse(argv[1])
+        text = read_line(0) if argv[1:] == ["-"] else argv[1]
+        if text is None:
+            # Started ahead and not needed, or the supervisor died before it knew what for.
+            return CLEAN
+        arguments = Arguments.parse(text)
     except (IndexError, ValueError) as problem:
         print(f"persister: {problem!r}; it is started by shmkv-supervisor", file=sys.stderr)
         return BAD_CONFIG
@@ -300,7 +362,7 @@ def main(argv: Sequence[str]) -> int:
         if code == CLEAN:
             events.emit("ended", reason=str(error))
         else:
-            events.emit("failed", error=str(error), exit=code)
+            events.emit("failed", error=str(error), exit=code, kind=jobs.error_kind(error))
         return code
 
 

@@ -1,7 +1,7 @@
 """The record format in Python: a second, independent reading of what the C core writes, and a writer for tests.
 
 Why here: the C core is the fast path and its own judge; a reader that shares no code with it tells a wrong format
-from a wrong reading, reports damage in words, and serves the inspection of a log. Formats: README.md.
+from a wrong reading, reports damage in words, and serves the inspection of a log. Formats: docs/formats.md.
 
 Invariants:
   I1  A record is valid iff its length is possible, its LSN is its position, its header CRC (seeded by store id and

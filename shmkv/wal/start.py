@@ -13,31 +13,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from shmkv.dataclass import dataclass, field, replace
 from shmkv.errors import CorruptData
-from shmkv.wal.files import Files
-from shmkv.wal.log import LogDirectory, LogFile, file_name
-from shmkv.wal.manifest import Manifest, ManifestSlots, read_manifest
-from shmkv.wal.recovery import (
+from shmkv.wal.cipher import Keyring
+from shmkv.wal.cold import (
     ColdPlan,
-    Segment,
-    damage,
+    Stored,
     disowned_after,
-    judge,
-    next_first_lsn,
+    highest_lsn_of,
+    manifest_of,
     plan_cold,
     seals_after,
 )
-from shmkv.wal.replay import Apply, Replay, replay_segment, size_of
+from shmkv.wal.files import Files
+from shmkv.wal.generations import Generations
+from shmkv.wal.log import LOG_DIR as LOG_DIR
+from shmkv.wal.log import LogDirectory, LogFile, file_name
+from shmkv.wal.manifest import Manifest, ManifestSlots, read_manifest
+from shmkv.wal.pace import NO_SPACE
+from shmkv.wal.recovery import Ending, Segment, next_first_lsn
+from shmkv.wal.replay import Apply, Replay, check_frames, replay_segment
 from shmkv.wal.writer import LogShape, LogWriter
 
-LOG_DIR = "log"
+if TYPE_CHECKING:
+    from shmkv.wal.rebuild import NewArena, Progress, Rebuilt
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how: the injected parts of a start; file_bytes = limit of one log file."""
+    """Where and how: the injected parts of a start.
+
+    file_bytes: limit of one log file; keys open and seal files; archive_dir: where log files go before they are
+    trimmed, "" = nowhere; load_threads: that load a snapshot.
+    """
 
     files: Files
     data_dir: str
@@ -45,9 +55,15 @@ class Place:
     wall_ms: Callable[[], int]
     new_store_id: Callable[[], bytes] = lambda: os.urandom(16)
     shape: LogShape | None = None
+    keys: Keyring = field(default_factory=Keyring.none)
+    archive_dir: str = ""
+    load_threads: int = 2
 
     def log_directory(self) -> LogDirectory:
         return LogDirectory(self.files, os.path.join(self.data_dir, LOG_DIR))
+
+    def generations(self, slots: ManifestSlots) -> Generations:
+        return Generations(self.files, self.data_dir, slots, self.archive_dir)
 
     def shape_for(self, ring_bytes: int) -> LogShape:
         return self.shape or LogShape.of(ring_bytes, self.file_bytes)
@@ -55,12 +71,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a start gave: the writer, open after a cold start, and what to report."""
+    """What a start gave: the writer, open after a cold start unless the disk is full, and what to report.
+
+    entries: loaded from the snapshot of that generation, None = from none; records: of the log that were applied,
+    from log_bytes of it at most.
+    """
 
     writer: LogWriter
     directory: LogDirectory
     slots: ManifestSlots
+    generations: Generations
     records: int = 0
+    log_bytes: int = 0
+    entries: int = 0
+    generation: int | None = None
     cut_lsn: int | None = None
     warnings: tuple[str, ...] = ()
 
@@ -73,31 +97,32 @@ def start_cold(
     *,
     ring_bytes: int,
     accept_loss: bool,
-    make_arena: Callable[[Manifest], Apply],
-    progress: Callable[[int, int, int], None],
+    make_arena: Callable[[Manifest, bytes | None], NewArena],
+    progress: Progress,
 ) -> Started:
     """Recover the data directory into a new arena; the log goes on in a new file of a new incarnation.
 
-    make_arena: formats an arena for that manifest and returns its apply. progress(records, bytes, of_bytes) is called
-    after every chunk. Raises CorruptData, which says where; OSError. Blocks for as long as the log takes.
+    make_arena(manifest, hash_key) formats an arena for that manifest; hash_key is that of the snapshot which is loaded
+    first, None = any. It is called again, and must format anew, when a snapshot turns out to be damaged.
+    progress(phase, records, bytes, of_bytes) is called on the way; phase = "snapshot" | "log". Raises CorruptData,
+    which says where; WrongKey; MemoryLimitExceeded; OSError. Blocks for as long as snapshot and log take.
     """
+    # A warm start needs nothing of it.
+    from shmkv.wal.rebuild import stored_snapshots
+
+    files = place.files
     directory = place.log_directory()
     directory.prepare()
-    read = read_manifest(place.files, place.data_dir)
+    read = read_manifest(files, place.data_dir)
     found = directory.log_files()
-    plan = plan_cold(found, read, accept_loss=accept_loss)
-    manifest = _next_incarnation(plan, found, ring_bytes, place.new_store_id)
-    replay = _replay(place, plan, make_arena(manifest), accept_loss=accept_loss, progress=progress)
-    end = replay.end
-    manifest = replace(
-        manifest,
-        watermark=end[1] if end else 0,
-        seals=seals_after(plan, end),
-        disowned=disowned_after(plan, replay.cut_in),
-    )
-    _sync_accepted(place.files, directory, plan)
-    slots = ManifestSlots(place.files, place.data_dir, read)
-    slots.publish(manifest)
+    stored = Stored() if read.manifest is not None else stored_snapshots(files, place.data_dir, place.keys)
+    old, warnings = manifest_of(found, read, stored, accept_loss=accept_loss)
+    manifest = _next_incarnation(old, found, ring_bytes, place.new_store_id)
+    rebuilt = _rebuild(place, found, old, manifest, accept_loss, make_arena, progress)
+    plan, end = rebuilt.plan, rebuilt.replay.end
+    _sync_accepted(files, directory, plan)
+    slots = ManifestSlots(files, place.data_dir, read)
+    slots.publish(_sealed(manifest, rebuilt))
     writer = LogWriter(
         directory,
         slots,
@@ -106,45 +131,104 @@ def start_cold(
         start_lsn=manifest.first_lsn,
         previous=end or (0, 0),
         wall_ms=place.wall_ms,
+        keys=place.keys,
     )
-    writer.open_file()
-    warnings = plan.warnings + tuple(_cut_warning(replay))
-    return Started(writer, directory, slots, replay.records, replay.cut_lsn, warnings)
+    generations = place.generations(slots)
+    _put_aside(generations, old, rebuilt)
+    # First, because it makes room.
+    generations.clean_leftovers()
+    _open_if_room(writer)
+    return _started(writer, directory, slots, generations, rebuilt, warnings)
+
+
+def _sealed(manifest: Manifest, rebuilt: Rebuilt) -> Manifest:
+    """The manifest of the new incarnation with the end of what was accepted."""
+    end = rebuilt.replay.end
+    return replace(
+        manifest,
+        watermark=end[1] if end else 0,
+        seals=seals_after(rebuilt.plan, end),
+        disowned=disowned_after(rebuilt.plan, rebuilt.replay.cut_in),
+        snapshots=rebuilt.snapshots,
+    )
+
+
+def _put_aside(generations: Generations, old: Manifest | None, rebuilt: Rebuilt) -> None:
+    """Snapshots that were named, and are not any more: damaged, or from behind an accepted cut."""
+    kept = {facts.generation for facts in rebuilt.snapshots}
+    for facts in () if old is None else old.snapshots:
+        if facts.generation not in kept:
+            generations.put_aside(facts.generation)
+
+
+def _started(
+    writer: LogWriter,
+    directory: LogDirectory,
+    slots: ManifestSlots,
+    generations: Generations,
+    rebuilt: Rebuilt,
+    warnings: tuple[str, ...],
+) -> Started:
+    return Started(
+        writer,
+        directory,
+        slots,
+        generations,
+        records=rebuilt.replay.records,
+        log_bytes=rebuilt.replay.bytes_done,
+        entries=rebuilt.entries,
+        generation=rebuilt.base.generation if rebuilt.base is not None else None,
+        cut_lsn=rebuilt.replay.cut_lsn,
+        warnings=(*warnings, *rebuilt.warnings),
+    )
 
 
 def _next_incarnation(
-    plan: ColdPlan, found: tuple[LogFile, ...], ring_bytes: int, new_store_id: Callable[[], bytes]
+    old: Manifest | None, found: tuple[LogFile, ...], ring_bytes: int, new_store_id: Callable[[], bytes]
 ) -> Manifest:
-    first_lsn = next_first_lsn(plan.highest_lsn, ring_bytes)
-    if plan.manifest is None:
+    if old is None:
+        first_lsn = next_first_lsn(0, ring_bytes)
         return Manifest(new_store_id(), 1, first_lsn, highest_lsn=first_lsn)
-    used = max([plan.manifest.incarnation, *(file.header.incarnation for file in found if file.header is not None)])
-    return replace(plan.manifest, incarnation=used + 1, first_lsn=first_lsn, highest_lsn=first_lsn, clean=False)
+    first_lsn = next_first_lsn(highest_lsn_of(found, old), ring_bytes)
+    lives = [file.header.incarnation for file in found if file.header is not None]
+    used = max([old.incarnation, *lives, *(facts.incarnation for facts in old.snapshots)])
+    return replace(old, incarnation=used + 1, first_lsn=first_lsn, highest_lsn=first_lsn, clean=False)
 
 
-def _replay(
+def _rebuild(
     place: Place,
-    plan: ColdPlan,
-    apply: Apply,
-    *,
+    found: tuple[LogFile, ...],
+    old: Manifest | None,
+    manifest: Manifest,
     accept_loss: bool,
-    progress: Callable[[int, int, int], None],
-) -> Replay:
-    state = Replay(bytes_all=sum(size_of(segment) for segment in plan.segments))
-    manifest = plan.manifest
-    for segment in plan.segments:
-        assert manifest is not None
-        ending = replay_segment(place.files, segment, manifest.store_id, apply, state, progress)
-        state.end = (segment.incarnation, ending.lsn)
-        problem = judge(segment, ending, max(manifest.watermark, state.durable_before))
-        if problem and not accept_loss:
-            raise damage(problem)
-        if problem:
-            state.cut_in, state.cut_lsn = segment.file.number, ending.lsn
-            return state
-        if segment.end_lsn is None and not ending.tail_is_zero:
-            state.cut_lsn = ending.lsn
-    return state
+    make_arena: Callable[[Manifest, bytes | None], NewArena],
+    progress: Progress,
+) -> Rebuilt:
+    from shmkv.wal.rebuild import Rebuild, Rebuilt
+
+    if old is None:
+        make_arena(manifest, None)
+        return Rebuilt(plan_cold(found, None, accept_loss=accept_loss), Replay(), None, (), 0, ())
+    return Rebuild(
+        place.files,
+        place.data_dir,
+        place.keys,
+        load_threads=place.load_threads,
+        found=found,
+        manifest=old,
+        accept_loss=accept_loss,
+        make_arena=lambda hash_key: make_arena(manifest, hash_key),
+        progress=progress,
+    ).run()
+
+
+def _open_if_room(writer: LogWriter) -> None:
+    """A full disk must not keep the store from serving: the loop tries again, and says so until it works."""
+    try:
+        writer.open_file()
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
 
 
 def _sync_accepted(files: Files, directory: LogDirectory, plan: ColdPlan) -> None:
@@ -164,14 +248,6 @@ def _sync_file(files: Files, path: str) -> None:
         files.close(fd)
 
 
-def _cut_warning(replay: Replay) -> list[str]:
-    if replay.cut_in is not None:
-        return [f"loss accepted: the log was cut at LSN {replay.cut_lsn} in {file_name(replay.cut_in)}"]
-    if replay.cut_lsn is not None:
-        return [f"the log ended in a torn record and was cut at LSN {replay.cut_lsn}; nothing behind it was durable"]
-    return []
-
-
 # ---- warm --------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +260,7 @@ def start_warm(place: Place, *, ring_bytes: int, start_lsn: int, manifest: Manif
     directory = place.log_directory()
     directory.prepare()
     last = _last_files(directory, manifest, start_lsn)
-    _check_reaches(place.files, last, manifest, start_lsn, verify)
+    _check_reaches(place, last, manifest, start_lsn, verify)
     for file in last:
         # One that gives nothing may be one whose sync failed: it is not asked again.
         if file.header is not None and file.header.first_lsn < start_lsn:
@@ -200,8 +276,11 @@ def start_warm(place: Place, *, ring_bytes: int, start_lsn: int, manifest: Manif
         start_lsn=start_lsn,
         previous=(manifest.incarnation, start_lsn),
         wall_ms=place.wall_ms,
+        keys=place.keys,
     )
-    return Started(writer, directory, slots, warnings=read.problems)
+    generations = place.generations(slots)
+    generations.clean_leftovers()
+    return Started(writer, directory, slots, generations, warnings=read.problems)
 
 
 def _last_files(directory: LogDirectory, manifest: Manifest, head_lsn: int) -> list[LogFile]:
@@ -223,7 +302,7 @@ def _last_files(directory: LogDirectory, manifest: Manifest, head_lsn: int) -> l
     return last
 
 
-def _check_reaches(files: Files, last: list[LogFile], manifest: Manifest, head_lsn: int, verify: Apply) -> None:
+def _check_reaches(place: Place, last: list[LogFile], manifest: Manifest, head_lsn: int, verify: Apply) -> None:
     """Read the log from the start of these files up to the head."""
     reached = last[0].header.first_lsn if last and last[0].header is not None else head_lsn
     for index, file in enumerate(last):
@@ -232,15 +311,26 @@ def _check_reaches(files: Files, last: list[LogFile], manifest: Manifest, head_l
         assert header is not None
         end_lsn = head_lsn if following is None else min(head_lsn, following.first_lsn)
         segment = Segment(file, header.first_lsn, max(header.first_lsn, end_lsn), header.incarnation)
-        ending = replay_segment(files, segment, manifest.store_id, verify, Replay())
+        ending = _check_file(place, segment, manifest.store_id, verify)
         reached = max(reached, ending.lsn)
         if ending.lsn != segment.end_lsn:
             raise _unfit(
-                f"{file.path} is damaged at offset {segment.offset_of(ending.lsn)}, LSN {ending.lsn} "
+                f"{file.path} is damaged at offset {ending.offset}, LSN {ending.lsn} "
                 f"({ending.stopped or 'the file ends'})"
             )
     if reached < head_lsn:
         raise _unfit(f"the log ends at LSN {reached}")
+
+
+def _check_file(place: Place, segment: Segment, store_id: bytes, verify: Apply) -> Ending:
+    """How far a file is whole. Raises WrongKey for an encrypted one whose key is not there."""
+    header = segment.file.header
+    assert header is not None
+    if not header.cipher:
+        return replay_segment(place.files, segment, store_id, verify, Replay())
+    place.keys.for_file(header.cipher, header.key_id, header.salt, segment.file.path)
+    # What it says is in the arena: whether it is whole is all that counts, and that needs no deciphering.
+    return check_frames(place.files, segment)
 
 
 def _unfit(problem: str) -> CorruptData:

@@ -13,9 +13,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from shmkv.wal.cipher import Keyring
 from shmkv.wal.files import Buffer, Files
 
 SECTOR_BYTES = 512
+# Two file systems.
+ROOTS = ("/data", "/archive")
 
 
 @dataclass
@@ -39,12 +42,14 @@ class Folder:
 class MemoryDisk(Files):
     """`before` is called with every operation's name and path, and may raise OSError or PowerFailure."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keyring | None = None) -> None:
+        """keys: of the stores on it, unless they say others."""
+        self.keys = keys
         self.inodes: dict[int, Inode] = {}
-        self.folders: dict[str, Folder] = {"/data": Folder()}
-        self.open_files: dict[int, int] = {}
+        self.folders: dict[str, Folder] = {root: Folder() for root in ROOTS}
+        self.open_files: dict[int, tuple[int, str]] = {}  # inode and path
         self.before: Callable[[str, str], None] = lambda _operation, _path: None
-        self.operations: list[str] = []
+        self._done: list[tuple[str, str]] = []
         self._next = 10
 
     # ---- the interface of Files -----------------------------------------------------------------------------
@@ -58,11 +63,14 @@ class MemoryDisk(Files):
         self.inodes[inode] = Inode()
         folder.names[name] = inode
         folder.pending.append(("add", name, inode))
-        return self._descriptor(inode)
+        return self._descriptor(inode, path)
 
     def open(self, path: str) -> int:
         self._enter("open", path)
-        return self._descriptor(self._find(path))
+        return self._descriptor(self._find(path), path)
+
+    def open_to_read(self, path: str) -> int:
+        return self.open(path)
 
     def close(self, fd: int) -> None:
         del self.open_files[fd]
@@ -92,7 +100,8 @@ class MemoryDisk(Files):
             # As the kernel does: the pages count as clean from now on, and the disk never gets them.
             inode.pending.clear()
             raise
-        inode.synced = bytearray(inode.data)
+        # Only what is pending: what an earlier sync failed to bring there is never written by a later one.
+        inode.synced = bytearray(_surviving_data(inode, all_kept))
         inode.pending.clear()
 
     def fsync(self, fd: int) -> None:
@@ -111,6 +120,9 @@ class MemoryDisk(Files):
         inode = folder.names.pop(old)
         folder.names[new] = inode
         folder.pending.append(("rename", f"{old}/{new}", inode))
+        for fd, (number, _) in self.open_files.items():
+            if number == inode:
+                self.open_files[fd] = (inode, target)
 
     def unlink(self, path: str) -> None:
         self._enter("unlink", path)
@@ -126,15 +138,34 @@ class MemoryDisk(Files):
             parent.names[name] = -1
             parent.pending.append(("add", name, -1))
 
+    def is_file(self, path: str) -> bool:
+        return path not in self.folders
+
     def names(self, path: str) -> list[str]:
         return sorted(self.folders[path].names)
+
+    def exists(self, path: str) -> bool:
+        parent, name = os.path.split(path)
+        return parent in self.folders and name in self.folders[parent].names
 
     def size_bytes(self, path: str) -> int:
         return len(self.inodes[self._find(path)].data)
 
+    def free_bytes(self, path: str) -> int:
+        return 1 << 40
+
     def read_some(self, path: str, size_bytes: int) -> bytes:
         self._enter("read", path)
         return bytes(self.inodes[self._find(path)].data[:size_bytes])
+
+    def read_into(self, fd: int, view: memoryview, offset: int) -> int:
+        self._enter("read", self._name_of(fd))
+        data = self._inode(fd).data[offset : offset + len(view)]
+        view[: len(data)] = data
+        return len(data)
+
+    def drop_cache(self, fd: int) -> None:
+        pass
 
     def map(self, path: str) -> memoryview:
         self._enter("map", path)
@@ -142,6 +173,14 @@ class MemoryDisk(Files):
 
     def lock_dir(self, path: str, timeout_s: float) -> int:
         return self._number()
+
+    @property
+    def operations(self) -> list[str]:
+        """What was called so far: "operation name"."""
+        return self.last_operations(len(self._done))
+
+    def last_operations(self, count: int) -> list[str]:
+        return [f"{operation} {os.path.basename(path)}" for operation, path in self._done[-count:]]
 
     # ---- for tests ------------------------------------------------------------------------------------------
 
@@ -158,7 +197,7 @@ class MemoryDisk(Files):
 
     def copy(self) -> MemoryDisk:
         """The same disk after its processes were killed: page cache intact, nothing synced by that."""
-        other = MemoryDisk()
+        other = MemoryDisk(self.keys)
         other._next = self._next
         for number, inode in self.inodes.items():
             other.inodes[number] = Inode(bytearray(inode.data), bytearray(inode.synced), list(inode.pending))
@@ -168,7 +207,7 @@ class MemoryDisk(Files):
 
     def after_power_cut(self, keep: Callable[[], float]) -> MemoryDisk:
         """What may be left; keep() of each unsynced effect: 0 = lost, 1 = kept, between = that part of a sector."""
-        other = MemoryDisk()
+        other = MemoryDisk(self.keys)
         other._next = self._next
         other.folders.clear()
         for path, folder in self.folders.items():
@@ -176,7 +215,7 @@ class MemoryDisk(Files):
             other.folders[path] = Folder(names, dict(names))
         for path in sorted(other.folders):
             parent, name = os.path.split(path)
-            if path != "/data" and (parent not in other.folders or name not in other.folders[parent].names):
+            if path not in ROOTS and (parent not in other.folders or name not in other.folders[parent].names):
                 del other.folders[path]
         for folder in other.folders.values():
             for number in folder.names.values():
@@ -197,27 +236,22 @@ class MemoryDisk(Files):
 
     def _enter(self, operation: str, path: str) -> None:
         self.before(operation, path)
-        self.operations.append(f"{operation} {os.path.basename(path)}")
+        self._done.append((operation, path))
 
     def _number(self) -> int:
         self._next += 1
         return self._next
 
-    def _descriptor(self, inode: int) -> int:
+    def _descriptor(self, inode: int, path: str) -> int:
         fd = self._number()
-        self.open_files[fd] = inode
+        self.open_files[fd] = (inode, path)
         return fd
 
     def _inode(self, fd: int) -> Inode:
-        return self.inodes[self.open_files[fd]]
+        return self.inodes[self.open_files[fd][0]]
 
     def _name_of(self, fd: int) -> str:
-        number = self.open_files[fd]
-        for path, folder in self.folders.items():
-            for name, inode in folder.names.items():
-                if inode == number:
-                    return os.path.join(path, name)
-        return ""
+        return self.open_files[fd][1]
 
     def _folder(self, path: str) -> tuple[Folder, str]:
         parent, name = os.path.split(path)

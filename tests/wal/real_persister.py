@@ -127,8 +127,8 @@ class RealPersister:
             assert data, f"no event {kind!r}; seen {self.seen}; exit code {self.process.poll()}"
             self._rest += data
 
-    def order(self, command: str) -> None:
-        os.write(self._commands, json.dumps({"do": command}).encode() + b"\n")
+    def order(self, command: str, **arguments: Any) -> None:
+        os.write(self._commands, json.dumps({"do": command, **arguments}).encode() + b"\n")
 
     def hang_up(self) -> None:
         """The supervisor is gone."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from shmkv.wal.pace import SLICE_MS, LogState, Pace, Settings, Step
+from shmkv.wal.pace import SLICE_MS, LogState, Pace, Settings, SnapshotPace, SnapshotSettings, Step
 
 RING_BYTES = 1 << 20
 START = 1 << 40
@@ -153,15 +155,24 @@ def test_a_sync_that_fails_leads_to_one_new_file() -> None:
     assert bench.pace.state is LogState.OK, "a sync in between succeeded"
 
 
-def test_no_space_at_a_sync_counts_as_an_error_of_the_file() -> None:
+def test_no_space_at_a_sync_is_a_full_disk_until_the_records_are_written() -> None:
     bench = Bench("always")
     bench.tail += 100
-    bench.pace.failed(bench.now, NO_SPACE)
+    for _ in range(3):
+        bench.pace.failed(bench.now, NO_SPACE)
+        assert bench.pace.state is LogState.DISK_FULL
+        assert bench.next() is not Step.OPEN
+        bench.now += 1000
+        while bench.next() is Step.BEAT:
+            bench.pace.beat(bench.now)
+            bench.pace.room(True)
+            assert bench.pace.state is LogState.DISK_FULL
+        assert bench.next() is Step.OPEN
+        bench.pace.opened()
+        assert bench.pace.state is LogState.DISK_FULL, "a file was made ahead the last time, too"
+        assert bench.next() is Step.COMMIT
+    bench.succeed(Step.COMMIT)
     assert bench.pace.state is LogState.OK
-    assert bench.next() is Step.OPEN
-    bench.pace.opened()
-    bench.pace.failed(bench.now, NO_SPACE)
-    assert bench.pace.state is LogState.FAILED
 
 
 @pytest.mark.parametrize("second", [Step.OPEN, Step.COMMIT])
@@ -256,3 +267,87 @@ def test_heartbeats_are_not_starved_by_writes() -> None:
         bench.succeed(step)
         bench.now += 1
     assert beats in (4, 5)
+
+
+# ---- snapshots ---------------------------------------------------------------------------------------------------
+
+MINUTE_MS = 60_000
+HOUR = SnapshotSettings(interval_ms=60 * MINUTE_MS, log_bytes=0)
+BY_LOG = SnapshotSettings(interval_ms=0, log_bytes=1000)
+
+
+def fresh(settings: SnapshotSettings, **options: Any) -> SnapshotPace:
+    return SnapshotPace(settings, 0, **{"begin_lsn": START, **options})
+
+
+def first_due(pace: SnapshotPace, tail: int, data_end: int, *, start_ms: int = 0, until_ms: int = 10**8) -> int | None:
+    """When it is due, asked every second."""
+    return next((now for now in range(start_ms, until_ms, 1000) if pace.due(now, tail, data_end)), None)
+
+
+def test_a_store_that_nobody_writes_to_takes_no_snapshot() -> None:
+    pace = fresh(SnapshotSettings(1000, 1))
+    assert first_due(pace, START, START) is None
+    assert first_due(pace, START + 480, START) is None, "marks are no reason"
+    assert not pace.changed(START)
+
+
+def test_one_is_due_when_the_interval_has_passed_since_the_first_change() -> None:
+    pace = fresh(HOUR)
+    assert first_due(pace, START, START, until_ms=5 * MINUTE_MS) is None
+    assert first_due(pace, START + 100, START + 100, start_ms=5 * MINUTE_MS) == 65 * MINUTE_MS
+
+
+def test_while_writes_go_on_they_are_an_interval_apart() -> None:
+    pace, taken, tail = fresh(HOUR), [], START
+    for now in range(0, 5 * 60 * MINUTE_MS, 1000):
+        tail += 100
+        if pace.due(now, tail, tail):
+            taken.append(now)
+            pace.began()
+            assert not pace.due(now + 1, tail, tail)
+            pace.published(tail, 50)
+            pace.ended()
+    gaps = [later - earlier for earlier, later in pairwise(taken)]
+    assert len(taken) == 4
+    assert all(60 * MINUTE_MS <= gap <= 60 * MINUTE_MS + 2000 for gap in gaps)
+
+
+def test_one_is_due_when_the_log_has_grown_by_the_limit_or_the_last_one_if_that_is_larger() -> None:
+    pace = fresh(BY_LOG)
+    assert not pace.due(0, START + 999, START + 999)
+    assert pace.due(0, START + 1000, START + 1000)
+    pace.began()
+    pace.published(START + 1000, 5000)
+    pace.ended()
+    assert not pace.due(1, START + 5999, START + 5999)
+    assert pace.due(1, START + 6000, START + 6000)
+
+
+def test_what_a_start_found_behind_the_newest_snapshot_counts() -> None:
+    assert fresh(BY_LOG, behind_bytes=1000, changed=True).due(0, START, START)
+    assert not fresh(BY_LOG, behind_bytes=1000, changed=False).due(0, START, START)
+    assert fresh(BY_LOG, behind_bytes=600, changed=True).due(0, START + 400, START + 400)
+    pace = fresh(HOUR, changed=True, age_ms=50 * MINUTE_MS)
+    assert pace.changed(START)
+    assert first_due(pace, START, START) == 10 * MINUTE_MS
+    assert fresh(HOUR, changed=True, age_ms=10**9).due(0, START, START)
+    assert first_due(fresh(HOUR, changed=True, age_ms=-5), START, START) == 60 * MINUTE_MS
+
+
+def test_without_limits_there_is_none() -> None:
+    assert first_due(fresh(SnapshotSettings(0, 0), changed=True), START + 10**9, START + 10**9) is None
+
+
+def test_one_that_failed_is_tried_again_later_each_time() -> None:
+    pace, tries = fresh(BY_LOG), []
+    for now in range(0, 3 * 60 * MINUTE_MS, 1000):
+        if pace.due(now, START + 2000, START + 2000):
+            tries.append(now // 1000)
+            pace.began()
+            pace.failed(now)
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
+    assert gaps[:8] == [10, 20, 40, 80, 160, 320, 640, 900]
+    assert set(gaps[8:]) == {900}
+    pace.published(START + 2000, 10)
+    assert pace.due(10**8, START + 4000, START + 4000), "whoever takes one ends the back-off"

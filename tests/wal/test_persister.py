@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from real_persister import RealStore
-from test_golden import ENTRIES, FIRST_LSN, GOLDEN, HEADER, MARK, STORE_ID
 
 from shmkv.segment import _core
 from shmkv.wal.files import Files
@@ -365,16 +364,3 @@ def test_a_large_log_comes_back_whole_with_progress(store: RealStore) -> None:
     assert manifest is not None
     assert manifest.incarnation == 2
     assert len(manifest.seals) == 1
-
-
-def test_the_core_applies_the_golden_log(store: RealStore) -> None:
-    store.create()
-    _core.format_arena(
-        store.fd, size_bytes=8 << 20, name=store.name, store_id=STORE_ID, incarnation=9, first_lsn=1 << 42, has_log=True
-    )
-    data = (GOLDEN / "log.v1").read_bytes()[HEADER_BLOCK_BYTES:]
-    with contextlib.closing(_core.Arena(store.fd)) as arena:
-        found = arena.apply(data, store_id=STORE_ID, incarnation=HEADER.incarnation, first_lsn=FIRST_LSN)
-        arena.set_state(state="READY")
-    assert (found["records"], found["stopped"], found["wall_ms"]) == (6, "length", MARK.wall_ms)
-    assert store.contents() == {"greeting": ENTRIES[0].value.decode(), "": 7}

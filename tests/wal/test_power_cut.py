@@ -1,186 +1,80 @@
-"""Power cuts at every operation of the log: whatever legal part of the unsynced state survives, recovery must give
+"""Power cuts and kills at every operation on the disk: whatever legal part of the unsynced state is left, a start gives
 
-  - a prefix of what was written, in order, that holds at least everything acknowledged before the cut,
+  - a state of the history that holds at least everything acknowledged before the cut,
   - or, nowhere here, a refusal: a power cut alone is never damage,
-  - and after it, new records and a second recovery: nothing that was cut comes back, nothing that was served goes.
+  - and after it, new records and a second recovery: nothing that was cut comes back, nothing that was served goes,
+  - the same state from the spare generation when the newest snapshot is damaged afterwards.
 
-Method: one history with rotation, a warm restart, an abandoned file, a kill and a cold start runs on a MemoryDisk that
-stops before operation k, for every k; then several survivors of each stop are recovered.
+Method: power_cuts.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import os
+import random
+import sys
 
 import pytest
-from memory_disk import MemoryDisk, all_kept, none_kept, some_kept
-from small_log import SmallStore
+from memory_disk import MemoryDisk
+from power_cuts import ARCHIVE, History, Moment, check_nested, check_survivor, random_life, survivors, tour
 
 from shmkv.errors import CorruptData
+from shmkv.wal.cipher import Keyring
 
-RANDOM_SURVIVORS = 12
-LEAST_STATES = 500
-
-
-class PowerFailure(Exception):
-    """The machine stops here."""
+KEYS = Keyring((bytes(range(32)),), random=random.Random(32).randbytes)
+MANY_STATES = int(os.environ.get("SHMKV_POWER_CUT_STATES", "100000"))
+FIRST_SEED = int(os.environ.get("SHMKV_POWER_CUT_SEED", "1"))
 
 
-class History:
-    """What was written in order, and how much of it was acknowledged."""
+class Checker:
+    """Counts distinct states; each is checked once."""
 
     def __init__(self) -> None:
-        self.written: list[str] = []
-        self.acknowledged = 0
+        self.seen: set[int] = set()
 
-    def add(self, store: SmallStore, count: int, size_bytes: int = 40) -> None:
-        for _ in range(count):
-            key = f"key{len(self.written)}"
-            # It is in the ring, so it may be found on the disk from now on.
-            self.written.append(key)
-            store.append(key, bytes(size_bytes))
-
-    def acknowledge(self) -> None:
-        self.acknowledged = len(self.written)
-
-
-def run_history(disk: MemoryDisk, history: History) -> None:
-    """A life with everything that touches the disk; raises PowerFailure wherever the disk's hook does."""
-    store = SmallStore(disk)
-    store.make_spares()
-    history.add(store, 3)
-    store.sync()
-    history.acknowledge()
-    history.add(store, 2)
-    store.write()
-    history.add(store, 12, 90)  # fills the file and half of the next one
-    store.sync()
-    history.acknowledge()
-    history.add(store, 2)
-    store.write()
-    store.restart_warm()
-    history.add(store, 2)
-    store.sync()
-    history.acknowledge()
-    store.make_spares()
-    history.add(store, 2)
-    store.write()
-    store.writer.abandon_file()
-    store.writer.open_file()
-    store.sync()
-    history.acknowledge()
-    history.add(store, 3)
-    store.write()
-    # All processes die; the page cache survives, so what was written is found, and served.
-    store = SmallStore(disk)
-    assert store.recovered == history.written
-    history.acknowledge()
-    history.add(store, 3)
-    store.sync()
-    history.acknowledge()
-    store.writer.publish_watermark(clean=True)
-    history.add(store, 1)
-    store.write()
-
-
-def stop_before(operation: int) -> tuple[MemoryDisk, History, bool]:
-    """The disk as it is before its Nth operation; False = the history has fewer."""
-    disk, history = MemoryDisk(), History()
-    left = operation
-
-    def count_down(_operation: str, _path: str) -> None:
-        nonlocal left
-        if left == 0:
-            raise PowerFailure
-        left -= 1
-
-    disk.before = count_down
-    try:
-        run_history(disk, history)
-    except PowerFailure:
-        return disk, history, True
-    return disk, history, False
-
-
-def check_survivor(survivor: MemoryDisk, history: History) -> None:
-    store = SmallStore(survivor)
-    count = len(store.recovered)
-    assert store.recovered == history.written[:count], "not a prefix"
-    assert count >= history.acknowledged, "acknowledged records are lost"
-    served = list(store.recovered)
-    # What recovery served survives the next cut, whatever that loses.
-    for keep in (none_kept, some_kept(count)):
-        assert SmallStore(survivor.after_power_cut(keep)).recovered == served
-    store.append("new0")
-    store.append("new1", bytes(200))
-    store.sync()
-    store.append("unsynced")
-    store.write()
-    again = SmallStore(survivor.after_power_cut(none_kept))
-    assert again.recovered == [*served, "new0", "new1"], "a cut record came back, or a served one went"
-
-
-def survivors(operation: int) -> list[Callable[[], float]]:
-    return [all_kept, none_kept, *(some_kept((operation, number)) for number in range(RANDOM_SURVIVORS))]
-
-
-def test_every_power_cut_leaves_an_acknowledged_prefix() -> None:
-    seen: set[int] = set()
-    operation = 0
-    while True:
-        disk, history, stopped = stop_before(operation)
-        disk.before = lambda _operation, _path: None
-        for keep in survivors(operation):
-            survivor = disk.after_power_cut(keep)
-            mark = survivor.fingerprint()
-            if mark in seen:
+    def check(self, history: History, moment: Moment, seed: object, *, count: int, thorough: bool) -> None:
+        for name, survivor in survivors(moment, seed, count):
+            mark = hash((name == "killed", survivor.fingerprint()))
+            if mark in self.seen:
                 continue
-            seen.add(mark)
+            self.seen.add(mark)
             try:
-                check_survivor(survivor, history)
+                check_survivor(history, moment, survivor, (seed, name), thorough=thorough)
             except (AssertionError, CorruptData) as problem:
-                raise AssertionError(f"cut before operation {operation}, after {disk.operations[-3:]}") from problem
-        if not stopped:
-            break
-        operation += 1
-    assert len(seen) >= LEAST_STATES, f"only {len(seen)} distinct states"
+                raise AssertionError(f"{seed}: cut after {moment.after}, {name}: {problem}") from problem
 
 
-def test_a_cut_during_the_recovery_of_a_cut_loses_nothing_more() -> None:
-    disk, history, _ = stop_before(10_000)
-    torn = disk.after_power_cut(some_kept("torn"))
-    expected = SmallStore(torn.copy()).recovered
-    assert len(expected) >= history.acknowledged
-    operation = 0
-    while True:
-        left = operation
-        again = torn.copy()
+@pytest.mark.parametrize(
+    ("archive_dir", "keys", "count", "step", "least"),
+    [("", None, 4, 1, 1100), (ARCHIVE, None, 1, 2, 350), ("", KEYS, 1, 2, 300)],
+    ids=["plain", "archived", "encrypted"],
+)
+def test_every_power_cut_leaves_an_acknowledged_state(
+    archive_dir: str, keys: Keyring | None, count: int, step: int, least: int
+) -> None:
+    history, checker = tour(MemoryDisk(keys), archive_dir), Checker()
+    for number, moment in enumerate(history.moments[::step]):
+        checker.check(history, moment, ("tour", number), count=count, thorough=number % 24 == 0)
+    # With those of the test below: more than 2,000.
+    assert len(checker.seen) >= least, f"only {len(checker.seen)} distinct states"
 
-        def count_down(_operation: str, _path: str) -> None:
-            nonlocal left
-            if left == 0:
-                raise PowerFailure
-            left -= 1
 
-        again.before = count_down
-        try:
-            SmallStore(again)
-        except PowerFailure:
-            again.before = lambda _operation, _path: None
-            for number in range(4):
-                survivor = again.after_power_cut(some_kept((operation, number)))
-                assert SmallStore(survivor).recovered == expected
-        else:
-            break
-        operation += 1
+def test_a_cut_while_a_start_recovers_from_a_kill_loses_nothing_more() -> None:
+    history, seen = tour(MemoryDisk()), set()
+    for number, moment in enumerate(history.moments):
+        for left in check_nested(history, moment, moment.disk, random.Random(number), 2):
+            seen.add(left.fingerprint())
+    assert len(seen) >= 500, f"only {len(seen)} distinct states"
 
 
 @pytest.mark.slow
-def test_many_more_power_cuts() -> None:
-    disk, history, _ = stop_before(10_000)
-    last = len(disk.operations)
-    for operation in range(0, last, 2):
-        disk, history, _ = stop_before(operation)
-        disk.before = lambda _operation, _path: None
-        for number in range(100):
-            check_survivor(disk.after_power_cut(some_kept(("slow", operation, number))), history)
+def test_a_hundred_thousand_power_cuts_of_random_lives() -> None:
+    checker = Checker()
+    for seed in itertools.count(FIRST_SEED):
+        history = random_life(MemoryDisk(KEYS if seed % 2 else None), seed)
+        for number, moment in enumerate(history.moments):
+            checker.check(history, moment, (seed, number), count=6, thorough=number % 50 == 0)
+        if len(checker.seen) >= MANY_STATES:
+            break
+    print(f"{len(checker.seen)} distinct states of lives {FIRST_SEED} to {seed}", file=sys.stderr)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from memory_disk import Fault, MemoryDisk
 
-from shmkv.wal.log import LogDirectory
+from shmkv.wal.frame import raw_room
+from shmkv.wal.log import FileHeader, LogDirectory
 from shmkv.wal.spares import SpareMaker
 from shmkv.wal.writer import LogShape
 
@@ -58,6 +59,32 @@ def test_small_spares_of_other_settings_do_not_count() -> None:
     assert not maker.enough
 
 
+def test_a_new_spare_never_takes_the_name_of_one_that_turns_into_a_log_file() -> None:
+    disk = MemoryDisk()
+    for life in range(2):
+        directory = LogDirectory(disk, "/data/log")
+        directory.prepare()
+        if life == 0:
+            directory.make_spare(8192)
+    made: list[str] = []
+
+    def make_another(operation: str, path: str) -> None:
+        # The maker's thread is as fast as can be: its spare is there before the one in use has its new name.
+        if operation == "rename" and path.endswith(".log") and not made:
+            made.append(path)
+            directory.make_spare(8192)
+
+    disk.before = make_another
+    header = FileHeader(b"0123456789abcdef", 1, 4096, 1, 0, 0, 0, 0)
+    fd, size_bytes = directory.start_file(header, least_bytes=0, fallback_bytes=4096)
+    disk.close(fd)
+    assert (size_bytes, len(made)) == (8192, 1)
+    file = directory.inspect(1)
+    assert file.header is not None, file.problem
+    assert (file.header.first_lsn, file.header.size_bytes) == (4096, 8192)
+    assert len([name for name in disk.names("/data/log") if name.startswith("spare.")]) == 1
+
+
 def test_a_stop_does_not_wait_for_the_rest() -> None:
     disk = MemoryDisk()
     started, go_on = threading.Event(), threading.Event()
@@ -93,7 +120,7 @@ def test_a_stop_does_not_wait_for_the_rest() -> None:
         (1 << 20, 64 << 20, 4 << 20, 1),
         (8 << 20, 64 << 20, 32 << 20, 1),
         (64 << 20, 64 << 20, 64 << 20, 2),
-        (64 << 20, 1 << 20, 4096 + (32 << 20), 4),
+        (64 << 20, 1 << 20, 3 * 4096 + (32 << 20), 4),
         (4096, 64 << 20, 1 << 20, 1),
     ],
 )
@@ -102,3 +129,5 @@ def test_files_follow_from_the_ring(ring_bytes: int, limit: int, file_bytes: int
     assert shape == LogShape(file_bytes, count)
     # Whatever records the ring holds, each up to a quarter of it, the spares hold them.
     assert count * (file_bytes - 4096 - ring_bytes // 4) >= ring_bytes
+    # Those of an encrypted log too: whole records that fit into each, but for the one that begins the next file.
+    assert count * (raw_room(file_bytes - 4096) - ring_bytes // 4) >= ring_bytes
