@@ -44,7 +44,9 @@ T = TypeVar("T")
 
 
 class UnknownCodec(ShmkvError, ValueError):
-    """A value was stored with a codec whose name is not registered in this process."""
+    """A value was stored with a codec whose name, `codec`, is not registered in this process."""
+
+    codec: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,12 @@ class CodecRegistry:
     def for_name(self, name: str) -> Codec:
         codec = self._by_name.get(name)
         if codec is None:
-            raise UnknownCodec(
+            error = UnknownCodec(
                 f"the value was stored with the codec {name!r}, which is not registered in this process; call "
                 f"shmkv.register_codec(type, {name!r}, encode, decode) before reading it"
             )
+            error.codec = name
+            raise error
         return codec
 
 

@@ -78,6 +78,9 @@ class DurabilityUnknown(ShmkvError, RuntimeError):
 class CorruptData(ShmkvError, ValueError):
     """Bytes in memory or in a file are not what was written; the message says where, and what is still good."""
 
+    offset: int | None = None
+    """Where the first bad bytes are in the file, if that is known: its byte, or the block or frame that holds it."""
+
 
 class IncompatibleStore(ShmkvError, ValueError):
     """The store was made by another version, C library or pid namespace; the message says what was found and needed."""

@@ -18,11 +18,12 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Mu
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from shmkv.errors import KeyNotFound, ReadOnly, StoreUnavailable
-from shmkv.lookup import Found, Life, find_arena
+from shmkv.lookup import Found, Life, explain_stall, find_arena
 from shmkv.segment import _core
 from shmkv.views import Items, Key, Values, canonical, pairs_of
 
 if TYPE_CHECKING:
+    from shmkv.backup import BackupInfo, RestoreInfo, SnapshotInfo
     from shmkv.stats import Entry, Stats
 
 UPDATE_BATCH = 1000
@@ -270,10 +271,49 @@ class Store(_core.Store, MutableMapping[Key, Any]):
     # ---- the handle itself ---------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """Counts, sizes and the state of the log, as of now."""
-        from shmkv.stats import Stats
+        """Counts, sizes and the state of log and snapshots, as of now; the latter from the supervisor, if it answers.
 
-        return Stats.of(self.name, self._stats())
+        Blocks for about a millisecond, at most half a second.
+        """
+        from shmkv.stats import Stats, service_status
+
+        numbers = self._stats()
+        return Stats.of(self.name, numbers, service_status(self.name) if numbers["has_log"] else None)
+
+    def snapshot(self, *, timeout: float | None = None) -> SnapshotInfo:
+        """Write a snapshot into the data directory, which makes the next start short; writers go on meanwhile.
+
+        Blocks until it counts; `timeout`: longest silence in s. Raises StoreUnavailable (no supervisor),
+        IncompatibleStore (memory only), OSError.
+        """
+        from shmkv.backup import snapshot_store
+
+        self._check_open()
+        return snapshot_store(self.name, timeout_s=timeout)
+
+    def backup(self, path: str | os.PathLike[str], **options: Any) -> BackupInfo:
+        """Write all data, as of one LSN, into one verified file, while writers go on; or to any address of fsspec.
+
+        `options`: compression ("none", "zstd"), timeout_s, progress(done, of) in bytes. Killed in the middle it leaves
+        nothing under that name. Raises as `snapshot`, FileExistsError (what has that name is no backup).
+        """
+        from shmkv.backup import back_up_store
+
+        self._check_open()
+        return back_up_store(self.name, path, **options)
+
+    def restore(self, path: str | os.PathLike[str], **options: Any) -> RestoreInfo:
+        """Replace all data by that of a backup (or snapshot) file: everything or nothing, whoever is killed.
+
+        `options`: to_lsn, to_time (aware datetime, Unix seconds): go on from there along the log in log_dirs (default:
+        the store's own, and its archive); timeout_s, progress(done, of). Writes go on until the data is ready, and are
+        replaced with the rest; handles then attach anew by themselves. Raises as `snapshot`, CorruptData, WrongKey,
+        MemoryLimitExceeded.
+        """
+        from shmkv.backup import restore_store
+
+        self._check_writable()
+        return restore_store(self.name, path, **options)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -293,12 +333,18 @@ class Store(_core.Store, MutableMapping[Key, Any]):
     def _reattach(self) -> int:
         """Called by the core when the arena has ended: a descriptor of the next one."""
         # What the core is mapped to, not what was last found: another thread may be between look-up and mapping.
-        ended = Life(self.store_id, self.incarnation)
-        found = find_arena(
-            self.name, self._attachment.timeout_s, read_only=self.read_only, ended=ended, owner_uid=self._owner_uid
-        )
+        ended, timeout_s = Life(self.store_id, self.incarnation), self._attachment.timeout_s
+        found = find_arena(self.name, timeout_s, read_only=self.read_only, ended=ended, owner_uid=self._owner_uid)
         self._remember(found)
         return found.fd
+
+    def _explain_stall(self) -> tuple[int, str] | None:
+        """Called by the core when a write has waited for the log in vain."""
+        life, numbers = Life(self.store_id, self.incarnation), self._stats()
+        found, text = explain_stall(self.name, life, self._owner_uid, numbers)
+        if found is not None:
+            self._remember(found)
+        return (-1 if found is None else found.fd, text) if text else None
 
     def _remember(self, found: Found) -> None:
         self._pop_cursor = 0

@@ -15,7 +15,7 @@ Marks were chosen over nested extensions because the decoder then needs no recur
 Invariants:
   I1  Types are dispatched exactly: a value comes back as the type that went in, or is refused with a TypeError.
   I2  Decoding runs no code but constructors named here and codecs that this process registered.
-  I3  Decoding any bytes whatever gives a value, CorruptData, or UnknownCodec.
+  I3  Decoding any bytes whatever gives a value, CorruptData, UnknownCodec, or WrongKey from a codec that encrypts.
   I4  Containers are copied level by level before they are looked at, so another thread that changes them meanwhile
       cannot slip in a type that was not checked.
 """
@@ -36,7 +36,7 @@ import msgpack
 
 from shmkv.codecs import BUILT_IN_TYPES, REGISTRY, UnknownCodec
 from shmkv.datetimes import decode_datetime, encode_datetime
-from shmkv.errors import CorruptData
+from shmkv.errors import CorruptData, WrongKey
 
 DEPTH_LIMIT: Final = 200
 
@@ -93,7 +93,9 @@ def encode(value: Any) -> tuple[int, bytes]:
 
 
 def decode(kind: int, data: bytes) -> Any:
-    """The value of a type and its bytes; CorruptData if they are none, UnknownCodec if its codec is not registered."""
+    """The value of a type and its bytes; CorruptData if they are none, UnknownCodec if its codec is not registered,
+    WrongKey if its codec says so.
+    """
     decoder = _DECODERS.get(kind)
     if decoder is None:
         raise CorruptData(
@@ -102,7 +104,7 @@ def decode(kind: int, data: bytes) -> Any:
         )
     try:
         return decoder(data)
-    except (CorruptData, UnknownCodec):
+    except (CorruptData, UnknownCodec, WrongKey):
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError, struct.error, OSError) as error:
         what = f"value of type {kind} with {len(data)} bytes cannot be decoded"
@@ -256,6 +258,8 @@ def _decode_custom(data: bytes) -> Any:
     codec = REGISTRY.for_name(data[1 : 1 + data[0]].decode())
     try:
         return codec.decode(data[1 + data[0] :])
+    except (UnknownCodec, WrongKey):
+        raise
     except Exception as error:
         raise CorruptData(
             f"the codec {codec.name!r} cannot decode a stored value of {len(data) - 1 - data[0]} bytes: "

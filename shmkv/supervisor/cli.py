@@ -1,23 +1,47 @@
 """`shmkv-supervisor [NAME] [options]`: read the settings, run the supervisor, pass its exit code on.
 
-Why here: the options are made from the table in `shmkv.config`, so that no key can be forgotten.
+Why here: the options are made from the table in `shmkv.config`, so that no key can be forgotten. What it needs is
+loaded after the persister's interpreter was started, so that both load side by side.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from typing import Any
 
-from shmkv import config, errors, paths
-from shmkv.supervisor.states import Exit
+from shmkv.supervisor.early import EarlyPersister
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from shmkv.config import Settings
 
 DEFAULT_NAME = "default"
+BAD_CONFIG = 78  # states.Exit has them all, and would have to be loaded first
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a store in the foreground until SIGTERM or SIGINT; returns the exit code."""
+    _open_standard_descriptors()
+    chosen = sys.argv[1:] if argv is None else argv
+    early = EarlyPersister(wanted=wants_persister(chosen, os.environ))
+    try:
+        return _run(chosen, early)
+    finally:
+        early.close()
+
+
+def wants_persister(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether it looks as if this run will need one; a mistake costs an interpreter's start, and nothing else."""
+    return "SHMKV_MEMORY_ONLY" not in environ and not {"--memory-only", "--help", "-h"} & set(argv)
+
+
+def _run(argv: list[str], early: EarlyPersister) -> int:
+    from shmkv import config, errors, paths
+
     arguments = parser().parse_args(argv)
     name = arguments.name or os.environ.get("SHMKV_NAME") or DEFAULT_NAME
     try:
@@ -28,27 +52,39 @@ def main(argv: list[str] | None = None) -> int:
         runtime = paths.runtime_dir(name)
     except (config.InvalidSetting, errors.InvalidName) as error:
         print(f"shmkv-supervisor: {error}", file=sys.stderr)
-        return Exit.BAD_CONFIG
+        return BAD_CONFIG
     if settings.listen:
         print("shmkv-supervisor: this build serves no sockets; remove listen from the settings", file=sys.stderr)
-        return Exit.BAD_CONFIG
-    _open_standard_descriptors()
+        return BAD_CONFIG
+    return _supervise(settings, data, runtime, early)
+
+
+def _supervise(settings: Settings, data: str | None, runtime: str, early: EarlyPersister) -> int:
+    if data is None:
+        # Only the settings file said so.
+        early.close()
     try:
-        from shmkv.supervisor.service import Places, Supervisor
+        from shmkv.supervisor.places import Places
+        from shmkv.supervisor.service import Supervisor
     except ImportError as error:
         print(
             f"shmkv-supervisor: the installation is not complete: {error}; run `pip install .` or `make native`",
             file=sys.stderr,
         )
-        return Exit.BAD_CONFIG
+        return BAD_CONFIG
     from shmkv.supervisor.loop import Loop
     from shmkv.supervisor.report import Report
 
-    return Supervisor(settings, Places(data, runtime), Report(name), Loop()).run()
+    places, report = Places(data, runtime), Report(settings.name)
+    return Supervisor(settings, places, report, Loop(), early=early).run()
 
 
 def parser() -> argparse.ArgumentParser:
     """All options, one for each key of the settings."""
+    import argparse
+
+    from shmkv import config
+
     result = argparse.ArgumentParser(
         prog="shmkv-supervisor",
         description="Run a shmkv store in the foreground.",
@@ -75,6 +111,8 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys that were given on the command line."""
+    from shmkv import config
+
     return {key.name: getattr(arguments, key.name) for key in config.KEYS if getattr(arguments, key.name) is not None}
 
 

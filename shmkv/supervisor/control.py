@@ -1,7 +1,8 @@
 """The control socket: a unix socket in the runtime directory, requests and answers as JSON lines.
 
 Why here: server and client of one small protocol in one file. A request is {"do": NAME, ...}, its
-answer {"ok": true, ...} or {"ok": false, "error": TEXT}; handlers return data, the client prints.
+answer {"ok": true, ...} or {"ok": false, "error": TEXT, "kind": CLASS}; handlers return data, the client prints.
+A client that follows a job gets the events of that job behind the answer, one a line.
 
 Invariants:
   I1  The socket lies in a directory that only this user may enter, and the caller's user id is checked.
@@ -9,6 +10,7 @@ Invariants:
   I3  Nothing here blocks the supervisor: all sockets are non-blocking, an answer that can't be written
       at once ends its connection.
   I4  A client that asked for a shutdown sees the end of the connection when the supervisor has ended.
+  I5  A follower gets the last event of its job, or the end of its connection.
 """
 
 from __future__ import annotations
@@ -24,11 +26,24 @@ from typing import Any
 from shmkv import errors, paths
 from shmkv.supervisor.lines import LineReader, Message, ProtocolError, encode
 
-CONNECTION_LIMIT = 16
+CONNECTION_LIMIT = 64
 REQUEST_DEADLINE_S = 5.0
 READ_BYTES = 65536
+ANSWER_TIMEOUT_S = 5.0
+MEMORY_ONLY = (
+    "this store is memory only: it has no data directory for that; start it with one (--data-dir, or "
+    "launch(data_dir=...)), or copy its keys with shmkv-admin export"
+)
 
 Handler = Callable[[Message], Message]
+
+
+class RequestRefused(Exception):
+    """A handler can't do what was asked: the name of a class of shmkv.errors (or a built-in), and the reason."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class Connection:
@@ -39,6 +54,12 @@ class Connection:
         self.deadline_s = deadline_s
         self.reader = LineReader()
         self.keep = False
+        self.follows: set[str] = set()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is our turn to speak, however long that takes."""
+        return self.keep or bool(self.follows)
 
 
 class ControlServer:
@@ -95,19 +116,38 @@ class ControlServer:
         if handler is None:
             known = ", ".join(sorted(self._handlers))
             return {"ok": False, "error": f"unknown request {str(name)[:40]!r}; known are {known}"}
-        answer = handler(request)
+        try:
+            answer = handler(request)
+        except RequestRefused as refusal:
+            return {"ok": False, "error": str(refusal), "kind": refusal.kind}
         connection.keep = connection.keep or bool(answer.get("until_end"))
+        if "follow" in answer:
+            connection.follows.add(answer["follow"])
         return {"ok": True, **answer}
 
-    def drop_late(self, now_s: float) -> None:
-        """Close connections whose deadline is over, except those that wait for the end."""
+    def publish(self, topic: str, message: Message, last: bool) -> None:
+        """Send one event to all who follow; one that can't take it at once loses its connection."""
         for connection in list(self._connections.values()):
-            if now_s > connection.deadline_s and not connection.keep:
+            if topic not in connection.follows:
+                continue
+            if last:
+                connection.follows.discard(topic)
+            try:
+                connection.stream.sendall(encode(message))
+            except OSError:
+                self._drop(connection)
+
+    def drop_late(self, now_s: float) -> None:
+        """Close connections whose deadline is over, except those that wait for the end, or for a job."""
+        for connection in list(self._connections.values()):
+            if connection.is_waiting:
+                connection.deadline_s = now_s + REQUEST_DEADLINE_S
+            elif now_s > connection.deadline_s:
                 self._drop(connection)
 
     def next_deadline(self) -> float | None:
         """Monotonic second of the next deadline."""
-        return min((each.deadline_s for each in self._connections.values() if not each.keep), default=None)
+        return min((each.deadline_s for each in self._connections.values() if not each.is_waiting), default=None)
 
     def _drop(self, connection: Connection) -> None:
         self._connections.pop(connection.stream.fileno(), None)
@@ -193,6 +233,57 @@ def ask(path: str, request: Message, timeout_s: float = 5.0, *, until_end: bool 
         raise errors.StoreUnavailable(
             f"control socket {path} did not answer within {timeout_s:g} s ({error}); is the supervisor running?"
         ) from None
-    if not messages[0].get("ok"):
-        raise errors.StoreUnavailable(f"the supervisor refused: {messages[0].get('error')}")
+    check_answer(messages[0])
     return messages[0]
+
+
+def check_answer(answer: Message) -> None:
+    """Raise what a refusal says."""
+    if not answer.get("ok"):
+        kind = answer.get("kind")
+        if kind:
+            raise error_of(kind, str(answer.get("error")))
+        raise errors.StoreUnavailable(f"the supervisor refused: {answer.get('error')}")
+
+
+def error_of(kind: str, text: str) -> Exception:
+    """An error of the other side as an exception of this one; ShmkvError for a class that is not known here."""
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, errors.ShmkvError) and known is not errors.KeyNotFound:
+        return known(text)
+    builtin = {"ValueError": ValueError, "TypeError": TypeError, "OSError": OSError, "TimeoutError": TimeoutError,
+               "FileNotFoundError": FileNotFoundError, "PermissionError": PermissionError}  # fmt: skip
+    return builtin.get(kind, errors.ShmkvError)(text)
+
+
+def follow(path: str, request: Message, timeout_s: float | None = None) -> Iterator[Message]:
+    """Start a job and yield its events until the last one, whose state is "done" or "failed".
+
+    `timeout_s`: longest silence. Closing the iterator leaves the job running. Raises what the supervisor refused with,
+    StoreUnavailable when it ends before the job does.
+    """
+    try:
+        stream = connect(path, ANSWER_TIMEOUT_S)
+        with stream:
+            stream.sendall(encode({**request, "do": "start_job", "follow": True}))
+            reader = LineReader()
+            answered = False
+            while data := stream.recv(READ_BYTES):
+                for message in reader.feed(data):
+                    if not answered:
+                        check_answer(message)
+                        answered = True
+                        stream.settimeout(timeout_s)
+                    yield message
+                    if message.get("state") in ("done", "failed"):
+                        return
+    except TimeoutError:
+        raise errors.StoreUnavailable(
+            f"the supervisor said nothing about the job for {timeout_s or ANSWER_TIMEOUT_S:g} s; it may still run: "
+            f"look with shmkv-admin stats"
+        ) from None
+    except OSError as error:
+        if isinstance(error, errors.ShmkvError):
+            raise
+        raise errors.StoreUnavailable(f"control socket {path} failed ({error}); is the supervisor running?") from None
+    raise errors.StoreUnavailable("the supervisor ended before the job did")

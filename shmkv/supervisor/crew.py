@@ -52,28 +52,48 @@ class Crew:
         self._step(child, ChildEvent.START)
 
     def stop(self, child: ManagedChild, command: Message, allowed_s: float) -> None:
-        """Ask it to end, kill it when it takes longer than `allowed_s`; `ended` tells when it is gone."""
+        """Ask it to end, kill it when it takes longer than `allowed_s`; `ended` tells when it is gone.
+
+        As long as it tells of a job that makes progress, its time begins anew: a last snapshot may be large.
+        """
         self._loop.cancel(f"start {child.role}")
         action = child.step(ChildEvent.STOP)
         if action is ChildDo.ASK and child.process is not None:
             child.process.send(command)
             self.hurry(child, allowed_s)
+            child.patience_s = allowed_s
         elif action is ChildDo.ENDED:
             self._hooks.ended(child)
 
     def hurry(self, child: ManagedChild, allowed_s: float) -> None:
-        """Kill it when it is not gone after `allowed_s`."""
+        """Kill it when it is not gone after `allowed_s`, whatever it tells."""
+        child.patience_s = None
         self._loop.call_at(f"late {child.role}", self._loop.clock() + allowed_s, lambda _: self._late(child))
+
+    def _be_patient(self, child: ManagedChild, allowed_s: float) -> None:
+        self.hurry(child, allowed_s)
+        child.patience_s = allowed_s
 
     def check_heartbeat(self, child: ManagedChild, limit_s: float) -> None:
         """Kill a child that was silent for too long, unless the disk holds it: a second one would hang as well."""
         silent_s = self._loop.clock() - child.heard_s
-        if (
-            child.state is not Child.UP
-            or child.process is None
-            or silent_s <= limit_s
-            or child.process.waits_for_disk()
-        ):
+        if child.state not in (Child.UP, Child.BOOTING) or child.process is None:
+            return
+        if silent_s <= limit_s:
+            if child.hangs:
+                self._report.warn(f"the {child.role} (process {child.process.pid}) goes on")
+            child.hangs = False
+            return
+        if child.process.waits_for_disk():
+            if not child.hangs:
+                self._report.warn(
+                    f"the {child.role} (process {child.process.pid}) has waited for the disk for {silent_s:.0f} s; "
+                    "writers wait with it when the ring or the lag limit is reached, reads go on; look at the disk"
+                )
+            child.hangs = True
+            return
+        if child.state is Child.BOOTING:
+            # A start takes as long as it takes.
             return
         self._report.warn(
             f"the {child.role} (process {child.process.pid}) was silent for {silent_s:.0f} s and is killed"
@@ -131,7 +151,10 @@ class Crew:
             child.heard_s = self._loop.clock()
             if message.get("event") == "failed":
                 child.last_error = str(message.get("error", ""))
+                child.last_kind = str(message.get("kind", ""))
             self._hooks.message(child, message)
+            if child.patience_s is not None and message.get("event") == "job" and message.get("state") == "running":
+                self._be_patient(child, child.patience_s)
             if message.get("event") == "ready":
                 self._step(child, ChildEvent.READY)
         return bool(messages)

@@ -12,72 +12,66 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NamedTuple
 
-from shmkv import paths
 from shmkv.config import Settings
-from shmkv.supervisor import arena as arenas
 from shmkv.supervisor import opening
-from shmkv.supervisor.arena import Refused
-from shmkv.supervisor.child import EVENT_FD, EXTRA_FD, ManagedChild, describe_exit
+from shmkv.supervisor.arena import Refused, arena_kept
+from shmkv.supervisor.child import ManagedChild, describe_exit
 from shmkv.supervisor.control import ControlServer
 from shmkv.supervisor.crew import Crew, Hooks, Recipe
+from shmkv.supervisor.early import PERSISTER_MODULE, EarlyPersister
+from shmkv.supervisor.jobs import Jobs
 from shmkv.supervisor.lines import Message
 from shmkv.supervisor.loop import Loop, Signals
-from shmkv.supervisor.report import Report, seconds_since_exec
-from shmkv.supervisor.states import Child, Do, Event, Exit, Phase, store_step
+from shmkv.supervisor.places import HeldPlaces, Places
+from shmkv.supervisor.recipes import KEEPER_MODULE, keeper_arguments, persister_arguments
+from shmkv.supervisor.report import Report, audit_text, log_text, recovery_text, seconds_since_exec
+from shmkv.supervisor.states import KIND_OF_EXIT, Child, Do, Event, Exit, Phase, store_step
+from shmkv.supervisor.status import store_status
 from shmkv.supervisor.systemd import Notifier
 
-PERSISTER_MODULE = "shmkv.wal.persister"
-KEEPER_MODULE = "shmkv.supervisor.keeper"
 HEALTH_INTERVAL_S = 1.0
 HELPER_STOP_S = 10.0
 HURRY_S = 1.0
 REOPEN_LIMIT = 3
-KIND_OF_EXIT = {
-    Exit.DAMAGED_LOG: "CorruptData",
-    Exit.CANNOT_CREATE: "StoreUnavailable",
-    Exit.BAD_CONFIG: "InvalidSetting",
-}
-
-
-class Places(NamedTuple):
-    """Directories of this run; None where the store has none. `runtime` holds lock and control socket."""
-
-    data: str | None
-    runtime: str | None
 
 
 class Supervisor:
     """One run: `run` returns the exit code when everything has ended."""
 
     def __init__(
-        self, settings: Settings, places: Places, report: Report, loop: Loop, *, owner_fd: int | None = None
-    ) -> None:
+        self, settings: Settings, places: Places, report: Report, loop: Loop, *,
+        early: EarlyPersister, owner_fd: int | None = None,
+    ) -> None:  # fmt: skip
         """`owner_fd`: pidfd of the process with whose end the store ends, for `launch`."""
         self.settings = settings
         self._places = places
         self._report = report
         self._loop = loop
+        self._early = early
         self._owner_fd = owner_fd
         self._notifier = Notifier()
         # Asked now: a terminal that has hung up is none any more.
         self._on_terminal = os.isatty(0)
         self._phase = Phase.OPENING
-        self._after = Event.STOP  # why we stop: STOP, LOST or FAILED
+        self._after = Event.STOP  # why we stop: STOP, LOST, SWITCH or FAILED
+        self._stop_wanted = False  # asked while a lost or switched arena was on its way down
         self._refusal: Refused | None = None
-        self._locks: list[tuple[str, int, bool]] = []
+        self._held = HeldPlaces(places)
         self._control: ControlServer | None = None
         self._opened: opening.Opened | None = None
         self._opens = 0
+        self._opened_s = 0.0  # when the arena after the first one was begun
         self._ready: Message = {}
+        self._log_error = ""
         self._persister = ManagedChild("persister") if places.data is not None else None
+        self._jobs = Jobs(self._persister, settings.memory, lambda: self._phase is Phase.SERVING)
         self._keeper = ManagedChild("keeper")
         self._helpers = [self._keeper]
         self._crew = Crew(loop, report, Hooks(
             recipe=self._recipe, message=self._on_message, ready=self._on_ready, died=self._on_died,
             refused=self._on_refused, finished=self._on_finished, ended=self._on_ended, may_start=self._may_start,
-        ))  # fmt: skip
+        ), early.start_process)  # fmt: skip
 
     # ---- life ---------------------------------------------------------------------------------
 
@@ -106,27 +100,22 @@ class Supervisor:
         return self._refusal.code
 
     def _take_places(self) -> None:
-        try:
-            if self._places.data is not None:
-                os.makedirs(self._places.data, mode=0o700, exist_ok=True)
-                self._locks.append((self._places.data, arenas.lock_directory(self._places.data), False))
-            if self._places.runtime is not None:
-                paths.make_private_dir(self._places.runtime)
-                self._locks.append((self._places.runtime, arenas.lock_directory(self._places.runtime), True))
-                handlers = {"status": self._on_status, "shutdown": self._on_shutdown}
-                self._control = ControlServer(self._places.runtime, self._loop.selector, handlers)
-        except OSError as error:
-            raise Refused(Exit.CANNOT_CREATE, "StoreUnavailable", f"cannot set up the directories: {error}") from None
+        self._held.take()
+        self._control = self._held.listen(self._loop.selector, {
+            "status": self._on_status, "shutdown": self._on_shutdown,
+            "start_job": self._jobs.on_start, "job": self._jobs.on_look,
+        })  # fmt: skip
+        if self._control is not None:
+            self._jobs.publish_to(self._control.publish)
 
     def _close(self, signals: Signals) -> None:
+        self._early.close()
         if self._opened is not None:
             self._opened.close()
         if self._control is not None:
+            self._jobs.store_ended()
             self._control.stop_listening()
-        for directory, fd, remove in self._locks:
-            arenas.unlock_directory(directory, fd, remove=remove)
-            if remove:
-                paths.remove_if_empty(directory)
+        self._held.give_back()
         self._notifier.close()
         if self._control is not None:
             self._control.close()
@@ -173,82 +162,92 @@ class Supervisor:
         self._opened.serve(self.settings)
         self._opens = 0
         self._crew.start(self._keeper)
-        warm = not self._opened.created
-        records = int(self._ready.get("records", 0))
-        age_s = seconds_since_exec()
-        kind = "warm" if warm else f"cold, {records} records"
-        where = f"data: {self._places.data}" if self._places.data else "memory only"
-        control = f"; control: {self._control.path}" if self._control else ""
-        line = f'is ready in {age_s:.2f} s ({kind}); attach: shmkv.attach("{self.settings.name}"); {where}{control}'
-        self._report.ready(line, {
-            "name": self.settings.name, "pid": os.getpid(), "warm": warm, "records": records, "seconds": age_s,
-            "data_dir": self._places.data, "control": self._control.path if self._control else None,
-            "warnings": self._ready.get("warnings", []),
-        })  # fmt: skip
-        for warning in self._ready.get("warnings", []):
-            self._report.warn(str(warning))
-        self._notifier.ready(f"serving ({kind})")
-        now_s = self._loop.clock()
-        self._check_health(now_s)
-        if self._notifier.watchdog_interval_s:
-            self._feed_watchdog(now_s)
+        # Of a later arena: since the first step towards it.
+        age_s = seconds_since_exec() if self._opened_s == 0 else self._loop.clock() - self._opened_s
+        control = self._control.path if self._control else None
+        self._notifier.ready(self._report.announce(
+            age_s, warm=not self._opened.created, data_dir=self._places.data, control=control, told=self._ready
+        ))  # fmt: skip
+        self._jobs.store_serves()
+        self._check_health(self._loop.clock())
+        self._notifier.feed_watchdog(self._loop)
 
     # ---- children -----------------------------------------------------------------------------
 
     def _recipe(self, child: ManagedChild) -> Recipe:
         assert self._opened is not None
-        settings = self.settings
         if child is not self._persister:
-            return KEEPER_MODULE, {
-                "name": settings.name, "event_fd": EVENT_FD, "has_log": self._persister is not None,
-                "audit": not self._opened.created, "owner_fd": EXTRA_FD if self._owner_fd is not None else None,
-            }, self._owner_fd  # fmt: skip
+            has_log = self._persister is not None
+            fresh, owner = self._opened.created, self._owner_fd
+            return KEEPER_MODULE, keeper_arguments(self.settings, has_log, fresh, owner is not None), owner
         # A restart while serving finds the arena alive, however it began.
         created = self._opened.created and not self._opened.serving
-        return PERSISTER_MODULE, {
-            "name": settings.name, "data_dir": self._places.data, "created": created,
-            "durability": settings.durability, "sync_interval_s": settings.sync_interval,
-            "lag_limit_s": settings.lag_limit, "event_fd": EVENT_FD, "accept_loss": settings.accept_loss,
-            "file_bytes": settings.log_file, "plan": opening.plan_of(settings),
-        }, None  # fmt: skip
+        assert self._places.data is not None
+        return PERSISTER_MODULE, persister_arguments(self.settings, self._places.data, created), None
 
     def _on_message(self, child: ManagedChild, message: Message) -> None:
         kind = message.get("event")
+        if child is self._persister and isinstance(message.get("snapshots"), list):
+            self._jobs.know_snapshots(message["snapshots"])
         if kind == "ready" and child is self._persister and self._phase is Phase.STARTING:
             self._ready = message
+        elif kind == "job":
+            self._on_job(message)
         elif kind in ("progress", "recovering"):
             child.progress = message
             if kind == "recovering":
-                self._notifier.status(
-                    f"recovering: {message.get('bytes')} of {message.get('of_bytes')} bytes of the log"
-                )
+                self._notifier.status(recovery_text(message))
         elif kind == "log_state":
-            self._report.warn(f"the log is {message.get('state')}: {message.get('error') or 'all is well again'}")
+            self._log_error = str(message.get("error") or "")
+            self._report.warn(log_text(self._places.data, message))
             self._notifier.status(f"log: {message.get('state')}")
         elif kind == "audit":
-            findings, trouble = message.get("findings") or [], message.get("trouble")
-            tell = self._report.warn if findings or trouble else self._report.note
-            text = f"not finished: {trouble}" if trouble else f"{message.get('count')} findings"
-            tell(f"audit of the adopted arena: {text}" + (f", the first: {findings[0]}" if findings else ""))
+            tell = self._report.warn if message.get("findings") or message.get("trouble") else self._report.note
+            tell(audit_text(message))
 
     def _on_ready(self, child: ManagedChild) -> None:
-        if child is self._persister:
+        if child is not self._persister:
+            return
+        if self._opened is not None and (shortage := self._opened.file.shortage()):
+            self._fail(shortage)
+            self._after = Event.FAILED
+            self._event(Event.FAILED)
+        else:
             self._event(Event.PERSISTER_READY)
 
     def _on_died(self, child: ManagedChild, what: str) -> bool:
+        if child is self._persister:
+            self._jobs.persister_ended(what)
         if child is not self._persister or self._phase is not Phase.STARTING:
             return False
+        if self._opened_s and self._opens < REOPEN_LIMIT:
+            self._open_again(child, what)
+            return True
         self._after = Event.FAILED
         held = child.last_exit == Exit.LOCK_HELD
         code, kind = (Exit.LOCK_HELD, "StoreExists") if held else (Exit.RETRY, "StoreUnavailable")
-        self._fail(Refused(code, kind, f"the persister did not start: {what}"))
+        assert self._opened is not None
+        # A shortage of pages shows as SIGBUS in the persister, which says nothing of its cause.
+        self._fail(self._opened.file.shortage() or Refused(code, kind, f"the persister did not start: {what}"))
         self._event(Event.FAILED)
         return True
+
+    def _open_again(self, child: ManagedChild, what: str) -> None:
+        """A store that served before does not end because one try to begin anew was killed."""
+        self._report.warn(f"the persister {what} before the new arena was ready; it is made once more")
+        self._crew.stop(child, {}, 0.0)
+        if self._opened is not None and self._opened.created:
+            self._opened.remove()
+        self._event(Event.OLD_ARENA_FINISHED)
 
     def _on_refused(self, child: ManagedChild) -> None:
         code = Exit(child.last_exit or 0)
         text = child.last_error or f"the {child.role} {describe_exit(code)}"
-        self._fail(Refused(code, KIND_OF_EXIT[code], text))
+        if child is self._persister:
+            self._jobs.persister_ended(text)
+        # A configuration is wrong in many ways; a key that is not the one has a name of its own.
+        kind = child.last_kind if child.last_kind == "WrongKey" else KIND_OF_EXIT[code]
+        self._fail(Refused(code, kind, text))
         self._after = Event.FAILED
         if self._phase in (Phase.STARTING, Phase.SERVING):
             self._event(Event.FAILED)
@@ -260,6 +259,8 @@ class Supervisor:
             self._lose("the arena could not be adopted again")
 
     def _on_ended(self, child: ManagedChild) -> None:
+        if child is self._persister:
+            self._jobs.persister_ended("it was asked to end")
         if self._phase is Phase.QUIETING and all(helper.state is Child.DOWN for helper in self._helpers):
             self._event(Event.HELPERS_GONE)
         elif self._phase is Phase.DRAINING and child is self._persister:
@@ -277,9 +278,12 @@ class Supervisor:
             self._notifier.stopping("writing what is left")
             self._report.note("stopping")
             self._event(Event.STOP)
+        elif self._begins_anew() and not self._stop_wanted:
+            self._stop_wanted = True
+            self._report.note("stopping as soon as the old arena has ended")
 
     def _asked_to_stop(self, now_s: float) -> None:
-        if self._phase in (Phase.STARTING, Phase.SERVING):
+        if self._phase in (Phase.STARTING, Phase.SERVING) or (self._begins_anew() and not self._stop_wanted):
             self._stop()
         else:
             self._report.warn("in a hurry: what hangs is killed, the shared memory stays for the next start")
@@ -302,12 +306,18 @@ class Supervisor:
         self._after = Event.LOST
         self._event(Event.LOST)
 
+    def _begins_anew(self) -> bool:
+        return self._after in (Event.LOST, Event.SWITCH)
+
     def _ends_arena(self) -> bool:
-        return self._after is Event.LOST or (self._after is Event.STOP and not self.settings.keep_arena)
+        return self._begins_anew() or (self._after is Event.STOP and not self.settings.keep_arena)
 
     def _stop_command(self, child: ManagedChild) -> Message:
         is_last = child is (self._persister or self._keeper)
-        return {"do": "retire" if is_last and self._ends_arena() else "stop"}
+        command: Message = {"do": "retire" if is_last and self._ends_arena() else "stop"}
+        if is_last and self._after is Event.SWITCH:
+            command["switch"] = self._jobs.restored_generation
+        return command
 
     def _stop_helpers(self) -> None:
         for child in self._helpers:
@@ -332,13 +342,11 @@ class Supervisor:
                 self._report.warn(trouble)
         else:
             self._opened.leave()
-            if self._ends_arena() and self._persister is not None:
-                self._fail(Refused(
-                    Exit.RETRY, "StoreUnavailable",
-                    f"the persister {describe_exit(self._persister.last_exit or 0)} before the log was complete; the "
-                    f"shared memory is kept, and the next start of this store goes on from it",
-                ))  # fmt: skip
-        if self._after is not Event.LOST or self._refusal is not None:
+            # The end of a switch is finished by the next persister, whatever the last one had done of it.
+            goes_on = self._after is Event.SWITCH and not self._stop_wanted
+            if self._ends_arena() and self._persister is not None and not goes_on:
+                self._fail(arena_kept(describe_exit(self._persister.last_exit or 0), self._persister.last_error))
+        if not self._begins_anew() or self._refusal is not None or self._stop_wanted:
             return
         if self._persister is None:
             self._fail(Refused(
@@ -347,6 +355,7 @@ class Supervisor:
             ))  # fmt: skip
             return
         self._after = Event.STOP
+        self._opened_s = self._loop.clock()
         self._event(Event.AGAIN)
 
     # ---- every second -------------------------------------------------------------------------
@@ -362,15 +371,9 @@ class Supervisor:
 
     def _arena_is_lost(self) -> bool:
         assert self._opened is not None
-        reason = self._opened.trouble()
-        if reason:
+        if reason := self._opened.trouble():
             self._lose(reason)
         return bool(reason)
-
-    def _feed_watchdog(self, now_s: float) -> None:
-        assert self._notifier.watchdog_interval_s is not None
-        self._notifier.alive()
-        self._loop.call_at("watchdog", now_s + self._notifier.watchdog_interval_s, self._feed_watchdog)
 
     # ---- control socket -----------------------------------------------------------------------
 
@@ -378,16 +381,20 @@ class Supervisor:
         return ([self._persister] if self._persister is not None else []) + self._helpers
 
     def _on_status(self, request: Message) -> Message:
-        now_s = self._loop.clock()
-        arena = self._opened.status() if self._opened is not None else {}
-        return {
-            "name": self.settings.name, "pid": os.getpid(), "phase": self._phase.name,
-            "up_s": round(seconds_since_exec(), 2),
-            "data_dir": self._places.data, "durability": self.settings.durability,
-            "arena": arena,
-            "children": [child.status(now_s) for child in self._children()],
-        }  # fmt: skip
+        return store_status(
+            self.settings, self._places, self._phase, self._opened, self._persister, self._children(), self._ready,
+            self._loop.clock(),
+        ) | {"snapshots": self._jobs.snapshots, "jobs": self._jobs.status(), "log_error": self._log_error}  # fmt: skip
 
     def _on_shutdown(self, request: Message) -> Message:
         self._loop.call_at("shutdown", self._loop.clock(), lambda _: self._stop())
         return {"pid": os.getpid(), "until_end": True}
+
+    def _on_job(self, message: Message) -> None:
+        if self._jobs.is_restored(message, self._phase is Phase.SERVING):
+            self._report.note("restored data is ready; the store begins anew with it")
+            self._after = Event.SWITCH
+            self._event(Event.SWITCH)
+        if message.get("state") == "failed":
+            self._report.warn(f"{message.get('kind')} {message.get('job')} failed: {message.get('error')}")
+        self._notifier.status(self._jobs.text())

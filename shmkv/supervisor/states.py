@@ -10,6 +10,8 @@ A store:
        |  +--finished---+                   |     lost or condemned: the same way, then  |
        +---no log---------------------------+     OPENING again <-----------again--------+
 
+A restore over a running store is a switch: the same way as lost, and the next arena comes from the restored data.
+
 Invariants:
   I1  An event that a state does not list is a mistake of the loop, and raises.
   I2  A store is announced (SERVING) only after its persister said that it is ready.
@@ -33,6 +35,12 @@ class Exit(IntEnum):
 
 
 FINAL_EXITS = frozenset({Exit.DAMAGED_LOG, Exit.CANNOT_CREATE, Exit.BAD_CONFIG})
+# The exception that a program gets which launched the store.
+KIND_OF_EXIT = {
+    Exit.DAMAGED_LOG: "CorruptData",
+    Exit.CANNOT_CREATE: "StoreUnavailable",
+    Exit.BAD_CONFIG: "InvalidSetting",
+}
 
 
 class Child(Enum):
@@ -127,9 +135,10 @@ class Event(Enum):
     FAILED = auto()  # a child can't run
     STOP = auto()
     LOST = auto()  # the name leads elsewhere, or the arena is condemned: begin anew
+    SWITCH = auto()  # restored data lies ready: end this arena, begin anew with that
     HELPERS_GONE = auto()
     PERSISTER_GONE = auto()
-    AGAIN = auto()  # after LOST
+    AGAIN = auto()  # after LOST or SWITCH
 
 
 class Do(Enum):
@@ -160,6 +169,7 @@ STORE_TABLE: dict[Phase, dict[Event, tuple[Phase, Do]]] = {
         Event.FAILED: (Phase.QUIETING, Do.STOP_HELPERS),
         Event.STOP: (Phase.QUIETING, Do.STOP_HELPERS),
         Event.LOST: (Phase.QUIETING, Do.STOP_HELPERS),
+        Event.SWITCH: (Phase.QUIETING, Do.STOP_HELPERS),
     },
     Phase.QUIETING: {
         Event.PERSISTER_READY: (Phase.QUIETING, Do.NOTHING),

@@ -7,6 +7,8 @@ import os
 import socket
 from collections.abc import Mapping
 
+from shmkv.supervisor.loop import Loop
+
 
 class Notifier:
     """Sends READY, STATUS, WATCHDOG and STOPPING to $NOTIFY_SOCKET; without it every call does nothing."""
@@ -16,6 +18,7 @@ class Notifier:
         # A leading @ names a socket in the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket: socket.socket | None = None
+        self._ready_status = ""
         watchdog_us = environ.get("WATCHDOG_USEC", "")
         wanted = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         # Half of what systemd allows, as its manual asks for.
@@ -36,15 +39,22 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """`attach` works from now on."""
+        self._ready_status = status
         self.send("READY=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """One line for `systemctl status`."""
-        self.send(f"STATUS={status}")
+        """One line for `systemctl status`; empty = what was said with READY again."""
+        self.send(f"STATUS={status or self._ready_status}")
 
     def alive(self) -> None:
         """The loop turns; to be sent every `watchdog_interval_s`."""
         self.send("WATCHDOG=1")
+
+    def feed_watchdog(self, loop: Loop) -> None:
+        """Say that the loop turns, now and every `watchdog_interval_s`, if systemd asked for that."""
+        if self.watchdog_interval_s:
+            self.alive()
+            loop.call_at("watchdog", loop.clock() + self.watchdog_interval_s, lambda _: self.feed_watchdog(loop))
 
     def stopping(self, status: str) -> None:
         """The stop began."""

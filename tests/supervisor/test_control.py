@@ -10,7 +10,7 @@ import pytest
 
 from shmkv import errors
 from shmkv.supervisor import control
-from shmkv.supervisor.control import ControlServer, ask, connect
+from shmkv.supervisor.control import ControlServer, RequestRefused, ask, connect
 from shmkv.supervisor.lines import Message
 from shmkv.supervisor.loop import Loop
 
@@ -141,3 +141,75 @@ def test_a_path_longer_than_a_socket_address_works(tmp_path: Path) -> None:
     server = Server(deep)
     assert ask(server.path, {"do": "status"})["ok"]
     server.stop()
+
+
+class Following(Server):
+    """A server with one job, whose events the test decides."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.requests: list[Message] = []
+        handlers = self.control._handlers
+        assert isinstance(handlers, dict)
+        handlers["start_job"] = self.start_job
+
+    def start_job(self, request: Message) -> Message:
+        self.requests.append(request)
+        if request["kind"] == "forbidden":
+            raise RequestRefused("IncompatibleStore", "memory only")
+        return {"job": "7", "state": "running", "follow": "7"}
+
+    def publish(self, state: str, *, last: bool = False, **fields: object) -> None:
+        self.control.publish("7", {"job": "7", "state": state, **fields}, last)
+
+
+@pytest.fixture
+def following(tmp_path: Path) -> Iterator[Following]:
+    result = Following(tmp_path)
+    yield result
+    result.stop()
+
+
+def test_a_follower_gets_every_event_up_to_the_last(following: Following) -> None:
+    events = control.follow(following.path, {"kind": "snapshot", "n": 1})
+    assert next(events)["state"] == "running"
+    assert following.requests == [{"do": "start_job", "kind": "snapshot", "n": 1, "follow": True}]
+    following.publish("running", done_bytes=5)
+    assert next(events)["done_bytes"] == 5
+    following.publish("done", last=True, result={"x": 1})
+    assert next(events)["result"] == {"x": 1}
+    assert list(events) == []
+
+
+def test_a_refusal_is_raised_as_what_it_is(following: Following) -> None:
+    with pytest.raises(errors.IncompatibleStore, match="memory only"):
+        next(control.follow(following.path, {"kind": "forbidden"}))
+
+
+def test_a_follower_whose_supervisor_ends_is_told(following: Following) -> None:
+    events = control.follow(following.path, {"kind": "snapshot"})
+    next(events)
+    os.write(following._wake_write, b"x")
+    with pytest.raises(errors.StoreUnavailable, match="ended before the job did"):
+        next(events)
+
+
+def test_silence_has_a_limit_if_one_is_given(following: Following) -> None:
+    events = control.follow(following.path, {"kind": "snapshot"}, 0.1)
+    next(events)
+    with pytest.raises(errors.StoreUnavailable, match=r"said nothing about the job for 0\.1 s"):
+        next(events)
+
+
+def test_a_follower_is_not_dropped_for_being_silent_and_one_that_is_gone_disturbs_nobody(
+    following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_DEADLINE_S", 0.05)
+    first, second = (control.follow(following.path, {"kind": "snapshot"}) for _ in range(2))
+    next(first)
+    next(second)
+    second.close()
+    following.control.drop_late(following.loop.clock() + 1000)
+    following.publish("running", done_bytes=1)
+    following.publish("done", last=True)
+    assert [event["state"] for event in first] == ["running", "done"]

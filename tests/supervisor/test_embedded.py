@@ -16,7 +16,8 @@ import pytest
 
 import shmkv
 from shmkv import config, errors, paths
-from shmkv.supervisor.embedded import is_alive, start_embedded, start_time, sweep_dead_stores
+from shmkv.processes import is_alive, start_time
+from shmkv.supervisor.embedded import start_embedded, sweep_dead_stores
 from tests.conftest import ROOT, Places, wait_until
 
 OWNER = """

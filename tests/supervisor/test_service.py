@@ -224,7 +224,11 @@ def test_a_damaged_log_ends_with_65_and_starts_only_when_the_loss_is_accepted(
     with shmkv.attach(name) as db:
         for number in range(200):
             db[f"k{number}"] = "x" * 100
-    assert store.stop()[0] == 0
+    # As after a power cut: a clean stop leaves a snapshot that does without this log.
+    for pid in places.processes():
+        os.kill(pid, signal.SIGKILL)
+    store.end()
+    os.unlink(paths.object_path(name))
     log = min((places.state / "shmkv" / name / "log").glob("*.log"))
     data = bytearray(log.read_bytes())
     data[4096 + 8000] ^= 0xFF

@@ -101,9 +101,10 @@ def test_a_store_is_announced_only_when_its_persister_is_ready_or_it_has_none() 
                 assert event in (Event.PERSISTER_READY, Event.OPENED_WITHOUT_LOG)
 
 
-def test_a_lost_arena_goes_the_whole_way_down_and_opens_again() -> None:
+@pytest.mark.parametrize("why", [Event.LOST, Event.SWITCH])
+def test_a_lost_or_switched_arena_goes_the_whole_way_down_and_opens_again(why: Event) -> None:
     phase, actions = Phase.SERVING, []
-    for event in (Event.LOST, Event.HELPERS_GONE, Event.PERSISTER_GONE, Event.AGAIN):
+    for event in (why, Event.HELPERS_GONE, Event.PERSISTER_GONE, Event.AGAIN):
         phase, action = store_step(phase, event)
         actions.append(action)
     assert phase is Phase.OPENING

@@ -18,9 +18,13 @@ def test_messages_reach_the_socket_that_systemd_names(tmp_path: Path, abstract: 
         notifier = Notifier({"NOTIFY_SOCKET": "@" + name if abstract else name})
         notifier.ready("serving")
         notifier.alive()
+        notifier.status("backup: 1.0 of 2.0 MB, 50%")
+        notifier.status("")
         notifier.stopping("writing")
         assert manager.recv(999) == b"READY=1\nSTATUS=serving"
         assert manager.recv(999) == b"WATCHDOG=1"
+        assert manager.recv(999) == b"STATUS=backup: 1.0 of 2.0 MB, 50%"
+        assert manager.recv(999) == b"STATUS=serving"
         assert manager.recv(999) == b"STOPPING=1\nSTATUS=writing"
         notifier.close()
 

@@ -54,6 +54,9 @@ def takes_store(db: shmkv.Store) -> None:
         assert_type(entry, shmkv.Entry)
         assert_type(entry.version, int)
     assert_type(db.stats(), shmkv.Stats)
+    assert_type(db.snapshot(), shmkv.SnapshotInfo)
+    assert_type(db.backup("one.backup", compression="zstd"), shmkv.BackupInfo)
+    assert_type(db.restore("one.backup", to_lsn=5), shmkv.RestoreInfo)
     assert_type(db.popitem(), tuple[str | bytes, Any])
     db.modify("key", lambda value: value + 1, default=0)
     db.set("key", 1, tll=5)  # type: ignore[call-arg]
