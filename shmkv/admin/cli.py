@@ -19,12 +19,21 @@ import click
 from shmkv import config, errors
 from shmkv.admin.session import Session, with_json
 
-COMMANDS = ("stats", "clients", "get", "set", "del", "keys", "list", "doctor", "config", "destroy", "shutdown")
+COMMANDS = (
+    "stats", "clients", "get", "set", "del", "keys", "list", "doctor", "config", "destroy", "shutdown",
+    "export", "import", "snapshot", "backup", "restore",
+    "log", "verify", "rotate-key",
+)  # fmt: skip
 FAILED, USAGE, NOT_RUNNING = 1, 2, 3
 
 
+def module_of(command: str) -> str:
+    """Where a command lives."""
+    return f"shmkv.admin.command_{command.replace('-', '_')}"
+
+
 class LazyGroup(click.Group):
-    """Commands by name; each lives in the module of that name, `del` and `list` and `set` with an underscore."""
+    """Commands by name; each lives in a module of its own."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -32,7 +41,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"shmkv.admin.command_{cmd_name}").command
+        command: click.Command = importlib.import_module(module_of(cmd_name)).command
         return command
 
 

@@ -9,10 +9,8 @@ import click
 
 from shmkv import config, errors, paths
 from shmkv.admin.command_shutdown import STOP_TIMEOUT_S
+from shmkv.admin.data import TRACES, is_data_dir
 from shmkv.admin.session import Session, with_json
-
-# A data directory has at least one of these; anything else is not ours to delete.
-TRACES = ("manifest.0", "manifest.1", "log")
 
 
 @click.command("destroy")
@@ -71,7 +69,8 @@ def find_data(name: str, given: str | None, control: str | None) -> str:
     if directory is None:
         directory = config.load(name).data_dir or paths.data_dir(name)
     directory = os.path.abspath(directory)
-    if not any(os.path.exists(f"{directory}/{trace}") for trace in TRACES):
+    # Anything else is not ours to delete.
+    if not is_data_dir(directory):
         raise click.ClickException(
             f"{directory} does not look like a data directory (no {' or '.join(TRACES)}); name it with --data-dir"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ import click
 from shmkv import paths
 from shmkv.admin.session import Session, with_json
 from shmkv.config import format_size
+from shmkv.stats import service_status
 
 FULL_SHARE = 0.9
 FREE_SHM_BYTES = 64 << 20
+HANG_S = 0.5
 
 
 class Finding(NamedTuple):
@@ -37,7 +40,7 @@ def command(session: Session, audit: bool) -> None:
     findings = [
         *check_arena(info, faults),
         *check_processes(name, info, slots),
-        *check_space(info, stats),
+        *check_space(name, info, stats),
         *check_machine(name),
     ]
     records = [{**finding._asdict(), "ok": not finding.remedy} for finding in findings]
@@ -71,20 +74,7 @@ def check_processes(name: str, info: dict[str, Any], slots: list[dict[str, int]]
         "" if supervised else f"start it: shmkv-supervisor {name}",
     )  # fmt: skip
     if info["has_log"]:
-        writer = info["persister_pid"]
-        fine = is_running(writer) or (supervised and writer == 0)
-        seen = (
-            "it has not written yet"
-            if writer == 0
-            else f"process {writer}"
-            if is_running(writer)
-            else f"process {writer} is gone"
-        )
-        yield Finding(
-            "persister",
-            seen,
-            "" if fine else "its supervisor restarts it; if it does not come back, look at the messages",
-        )
+        yield check_persister(info["persister_pid"], supervised)
     dead = sorted({slot["pid"] for slot in slots if not slot["alive"]})
     yield Finding(
         "dead clients", f"{len(dead)}" + (f": {dead[:5]}" if dead else ""),
@@ -97,7 +87,24 @@ def check_processes(name: str, info: dict[str, Any], slots: list[dict[str, int]]
     )  # fmt: skip
 
 
-def check_space(info: dict[str, Any], stats: dict[str, int]) -> Iterator[Finding]:
+def check_persister(writer: int, supervised: bool) -> Finding:
+    """The process that writes the log: whether it runs, and whether anything holds it."""
+    back = "its supervisor restarts it; if it does not come back, look at the messages"
+    if writer == 0:
+        return Finding("persister", "it has not written yet", "" if supervised else back)
+    if hangs(writer):
+        return Finding(
+            "persister", f"process {writer} waits for the disk, for {HANG_S:g} s at least",
+            "look at the disk of the data directory: it hangs, or is very busy; the store goes on when it answers",
+        )  # fmt: skip
+    state = process_state(writer)
+    if state in ("T", "t"):
+        return Finding("persister", f"process {writer} was stopped by a signal or a debugger", f"kill -CONT {writer}")
+    gone = state in ("", "Z")
+    return Finding("persister", f"process {writer}" + (" is gone" if gone else ""), back if gone else "")
+
+
+def check_space(name: str, info: dict[str, Any], stats: dict[str, int]) -> Iterator[Finding]:
     """Memory, log and disk."""
     used = 1 - stats["pages_free"] / max(1, stats["page_limit"])
     yield Finding(
@@ -107,10 +114,21 @@ def check_space(info: dict[str, Any], stats: dict[str, int]) -> Iterator[Finding
     )
     if info["has_log"]:
         late = stats["lag_ms"] > info["lag_limit_ms"] or info["log_state"] != "OK"
+        service = service_status(name) if late else None
+        reason = f" ({service.log_error})" if service is not None and service.log_error else ""
+        behind = f"{format_size(stats['lag_bytes'])} and {stats['lag_ms'] / 1000:.1f} s behind"
         yield Finding(
-            "log", f"{info['log_state']}, {format_size(stats['lag_bytes'])} and {stats['lag_ms'] / 1000:.1f} s behind",
-            "look at the disk of the data directory, and at the supervisor's messages" if late else "",
+            "log", f"{info['log_state']}{reason}, {behind}", remedy_of(info["log_state"]) if late else ""
         )  # fmt: skip
+
+
+def remedy_of(log_state: str) -> str:
+    """What to do about a log that is late or in trouble."""
+    return {
+        "DISK_FULL": "make room on the disk of the data directory, or see why it takes no files; it goes on by itself",
+        "FAILED": "see what is wrong with the disk of the data directory, then restart the supervisor: the memory "
+        "holds all data until then",
+    }.get(log_state, "look at the disk of the data directory, and at the supervisor's messages")
 
 
 def check_machine(name: str) -> Iterator[Finding]:
@@ -137,11 +155,36 @@ def is_running(pid: int) -> bool:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process was stopped by a signal."""
+    return process_state(pid) == "T"
+
+
+def hangs(pid: int) -> bool:
+    """Whether its main thread sleeps where no signal reaches it, and has not moved for HANG_S; blocks that long."""
+    switches = context_switches(pid)
+    until_s = time.monotonic() + HANG_S
+    while process_state(pid) == "D" and context_switches(pid) == switches:
+        if time.monotonic() >= until_s:
+            return True
+        time.sleep(HANG_S / 50)
+    return False
+
+
+def context_switches(pid: int) -> tuple[str, ...]:
+    """What the kernel counts of it; the same twice = it did not run in between."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return tuple(line for line in file if "ctxt_switches" in line)
+    except OSError:
+        return ()
+
+
+def process_state(pid: int) -> str:
+    """Its letter as in proc(5): D waits for a disk, T stopped; empty when there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] == b"T"
+            return file.read().rpartition(b") ")[2][:1].decode()
     except OSError:
-        return False
+        return ""
 
 
 def removal_is_off() -> bool:

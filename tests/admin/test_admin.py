@@ -16,6 +16,7 @@ import pytest
 
 import shmkv
 from shmkv import config, paths
+from shmkv.admin import cli
 from tests.conftest import ROOT, Places, Supervised, wait_until
 
 Start = Callable[..., Supervised]
@@ -208,7 +209,7 @@ def test_a_wrong_variable_is_named_with_the_nearest_key(places: Places, monkeypa
 
 def test_help_lists_every_command() -> None:
     lines = admin("--help").stdout
-    for command in ("stats", "clients", "get", "set", "del", "keys", "list", "doctor", "destroy", "shutdown", "config"):
+    for command in cli.COMMANDS:
         assert f"  {command} " in lines
     assert admin("get", "--help").returncode == 0
 
