@@ -158,7 +158,7 @@ def test_writers_of_a_memory_only_store_that_loses_its_name_stop_with_an_error(
     assert said == ["StoreUnavailable"] * 2
 
 
-def test_writers_of_an_arena_without_servers_and_without_a_name_stop_at_the_limit_of_the_lag(
+def test_writers_without_servers_and_without_a_name_are_told_and_go_on_in_the_next_arena(
     places: Places, supervised: Start, program: Callable[..., Program], kill_all: Callable[..., None]
 ) -> None:
     name = places.name()
@@ -170,18 +170,88 @@ def test_writers_of_an_arena_without_servers_and_without_a_name_stop_at_the_limi
         db.sync(timeout=10)
         killed(places, store, kill_all)
         os.unlink(paths.object_path(name))
-        assert client.end()[0][-1] == "LogStalled"
+        assert client.end()[0][-1] == "StoreUnavailable"
         acknowledged = len(numbers(client.lines))
-        with pytest.raises(shmkv.LogStalled):
+        with pytest.raises(shmkv.StoreUnavailable, match=r"was removed while no server of the store ran; .*reads"):
             db["k"] = 1
         check_written(db, "w", acknowledged)
-        # The next store is another arena: what the old one still took cannot be in it, and it says so instead of
-        # acknowledging more.
+        # The next store is another arena. What only the old one took is not in it, which is said once.
         supervised(name)
-        with pytest.raises(shmkv.LogStalled):
+        with pytest.raises(shmkv.StoreUnavailable, match=r"was removed.* another arena.* from now on this handle uses"):
             db["k"] = 1
+        assert db["mine"] == 1
+        assert 100 <= len(db) - 1 <= acknowledged + 1
+        check_written(db, "w", len(db) - 1)
+        db["k"] = 2
         with shmkv.attach(name) as new:
-            assert new["mine"] == 1
-            assert 100 <= len(new) - 1 <= acknowledged + 1
-            check_written(new, "w", len(new) - 1)
-            new["k"] = 2
+            assert new["k"] == 2
+
+
+def test_writers_without_servers_stop_at_the_lag_limit_and_go_on_with_the_next(
+    places: Places, supervised: Start, kill_all: Callable[..., None]
+) -> None:
+    name = places.name()
+    store = supervised(name, "--lag-limit", "0.3s")
+    with shmkv.attach(name, log_timeout=0.3) as db:
+        db["k"] = 1
+        killed(places, store, kill_all)
+        with pytest.raises(shmkv.LogStalled):
+            wait_until(lambda: not db.set("k", 2), "the lag limit")
+        supervised(name)
+        db["k"] = 3
+
+
+def stop_at_the_limit(db: shmkv.Store) -> str:
+    """Write until that is refused: what was said."""
+    with pytest.raises(shmkv.StoreUnavailable) as refused:
+        wait_until(lambda: not db.set("number", 0), "the lag limit")
+    return str(refused.value)
+
+
+def test_a_memory_only_store_without_servers_stops_its_writers_at_the_lag_limit(
+    places: Places, supervised: Start, kill_all: Callable[..., None]
+) -> None:
+    name = places.name()
+    store = supervised(name, "--memory-only", "--lag-limit", "0.3s")
+    with shmkv.attach(name, log_timeout=0.3) as db:
+        db["k"] = 1
+        killed(places, store, kill_all)
+        assert "has had no keeper for" in stop_at_the_limit(db)
+        assert db["k"] == 1
+        supervised(name, "--memory-only", "--lag-limit", "0.3s")
+        wait_until(lambda: places.processes("shmkv.supervisor.keeper"), "a keeper")
+        with shmkv.attach(name) as patient:
+            patient["k"] = 2
+        assert db["k"] == 2
+
+
+def test_a_writer_of_a_memory_only_store_waits_for_the_next_servers(
+    places: Places, supervised: Start, program: Callable[..., Program], kill_all: Callable[..., None]
+) -> None:
+    name = places.name()
+    store = supervised(name, "--memory-only", "--lag-limit", "0.3s")
+    client = program(writer, name, log_timeout_s=15)
+    client.wait_for(100)
+    killed(places, store, kill_all)
+    while client.read(0.5):
+        continue
+    supervised(name, "--memory-only", "--lag-limit", "0.3s")
+    client.more(100)
+    acknowledged = len(numbers(client.kill()))
+    with shmkv.attach(name) as db:
+        check_written(db, "w", acknowledged)
+
+
+def test_writers_of_a_memory_only_store_without_servers_and_without_a_name_are_told(
+    places: Places, supervised: Start, kill_all: Callable[..., None]
+) -> None:
+    name = places.name()
+    store = supervised(name, "--memory-only", "--lag-limit", "0.3s")
+    with shmkv.attach(name, log_timeout=0.3) as db:
+        db["k"] = 1
+        killed(places, store, kill_all)
+        os.unlink(paths.object_path(name))
+        assert "was removed while no server of the store ran" in stop_at_the_limit(db)
+        supervised(name, "--memory-only")
+        assert "belongs to another store" in stop_at_the_limit(db)
+        assert db["k"] == 1
