@@ -4,6 +4,7 @@
 #   make test      the quick tier: lint, native tests, system tests (TESTS=tests/wal for a part)
 #   make tour      a finite demonstration on real input
 #   make bench | chaos | fuzz      (ARGS=...)
+#   make powercut  power cuts of a real file system under a running store; needs root (ARGS="--cycles 200")
 #   make lint | native | models | build | clean
 #
 # PYTHON=... chooses the interpreter, CC=... the compiler. Only setting up .venv needs the network (pip).
@@ -11,6 +12,8 @@
 NAME ?= demo
 ARGS ?=
 TESTS ?= tests
+# Test files beside each other: most of them wait for processes and disks.
+JOBS ?= 2
 CC ?= cc
 export CC
 
@@ -21,7 +24,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CORE := $(wildcard shmkv/segment/core/*.c shmkv/segment/core/*.h)
 
-.PHONY: run test tour lint bench chaos fuzz models native build venv clean
+.PHONY: run test tour lint bench chaos fuzz powercut models native build venv clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -29,7 +32,7 @@ run: build
 
 # The native tests are among them: tests/segment/test_native.py builds and runs each program.
 test: lint
-	$(PY) -m pytest -m "not slow" $(TESTS)
+	$(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: build
 	$(PY) -m ruff check .
@@ -39,7 +42,7 @@ lint: build
 native: $(VENV)/made
 	$(MAKE) -C tests/native all-quick SECONDS_EACH=$(or $(SECONDS_EACH),1)
 
-tour bench chaos fuzz: build
+tour bench chaos fuzz powercut: build
 	@$(PY) tools/$@.py $(ARGS)
 
 models:

@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from benchmarks.disk_rows import durable_one, restarts
 from benchmarks.memory_rows import MemoryRows
 from benchmarks.process_rows import durable_scaling, read_scaling
+from benchmarks.redis_rows import cold_start
 from benchmarks.row import Row
+from benchmarks.snapshot_rows import encryption, snapshots
 from harness import machine
 from harness.service import DISK_DIR, Service, ended_by_signal
 from rich.console import Console
@@ -29,7 +31,8 @@ import shmkv
 MEMORY_ROWS = ("get_hot", "get_hot_scattered", "get_uniform", "set", "setitem", "get_many", "read_scaling", "bytes")
 DURABLE_ROWS = ("durable_1", "durable_16")
 RESTART_ROWS = ("warm", "warm_size", "cold")
-ALL_ROWS = MEMORY_ROWS + DURABLE_ROWS + RESTART_ROWS
+SNAPSHOT_ROWS = ("snapshot_rate", "snapshot_p99", "snapshot_writers", "persister_memory")
+ALL_ROWS = (*MEMORY_ROWS, *DURABLE_ROWS, *RESTART_ROWS, *SNAPSHOT_ROWS, "cold_snapshot", "encryption")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,16 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> list[Row
     if names & set(RESTART_ROWS):
         say("measuring restarts")
         rows += restarts(options.directory, size.keys, size.memory, max(2, size.rounds // 2), names)
+    if names & set(SNAPSHOT_ROWS):
+        say("measuring snapshots")
+        found = snapshots(options.directory, size.keys, max(3, size.rounds // 2), 2 * size.seconds, options.seed, say)
+        rows += [row for row in found if row.name in names]
+    if "cold_snapshot" in names:
+        say("measuring cold_snapshot")
+        rows += cold_start(options.directory, size.keys, max(3, size.rounds // 2))
+    if "encryption" in names:
+        say("measuring encryption")
+        rows.append(encryption(options.directory, size.keys, max(3, size.rounds // 2), 2 * size.seconds, options.seed))
     return sorted(rows, key=lambda row: ALL_ROWS.index(row.name))
 
 

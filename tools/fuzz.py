@@ -1,7 +1,8 @@
 """make fuzz: what comes back from memory and disk is changed at random; it must be refused or read whole, never crash.
 
-Log records (`verify` and `apply`), arena headers, and values in their stored form. Each batch runs in a forked process,
-so that a crash is a finding and not the end. Exit code 1 if there was one. The seed that is printed repeats a run.
+Log records (`verify` and `apply`), arena headers, values in their stored form, and files of every kind (harness/
+fuzz_files.py). Each batch runs in a forked process, so that a crash is a finding and not the end. Exit code 1 if there
+was one. The seed that is printed repeats a run.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
+from harness import fuzz_files
 from harness.processes import fork
 from harness.service import ended_by_signal
 
@@ -164,6 +167,7 @@ TARGETS: dict[str, Callable[[random.Random], None]] = {
     "records": fuzz_records,
     "header": fuzz_header,
     "values": fuzz_values,
+    **{name: partial(target, change=change) for name, target in fuzz_files.TARGETS.items()},
 }
 
 

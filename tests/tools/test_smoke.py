@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.disk import unavailable
 
 from shmkv import paths
 
@@ -89,3 +90,12 @@ def test_an_unknown_row_of_the_bench_is_a_usage_error(scratch: Path) -> None:
     done = run("bench", "--rows", "get_hotter", scratch=scratch)
     assert done.returncode == 2
     assert "get_hotter" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "there are loop disks")
+def test_power_cuts_lose_nothing_durable(scratch: Path) -> None:
+    done = run("powercut", "--cycles", "2", "--fresh-every", "1", "--seed", "3", scratch=scratch)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing durable was lost" in done.stdout
+    assert str(scratch) not in Path("/proc/mounts").read_text()

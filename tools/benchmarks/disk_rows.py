@@ -70,7 +70,7 @@ def restarts(directory: str, keys: int, memory: str, rounds: int, kinds: set[str
         for service in (full, empty):
             service.start()
         with shmkv.attach(full.name, log_timeout=60.0) as db:
-            _load_singly(db, keys)
+            load_singly(db, keys)
             db.sync(timeout=60.0)
         if "warm" in kinds or "warm_size" in kinds:
             rows += _warm(full, empty, keys, memory, rounds)
@@ -81,7 +81,7 @@ def restarts(directory: str, keys: int, memory: str, rounds: int, kinds: set[str
     return [row for row in rows if row.name in kinds]
 
 
-def _load_singly(db: shmkv.Store, keys: int) -> None:
+def load_singly(db: shmkv.Store, keys: int) -> None:
     """One record for each key: a batch would put ten keys into one."""
     for name, value in zip(fresh_keys(load_order(keys)), fresh_values(keys, 1), strict=True):
         db.set(name, value)
