@@ -39,6 +39,7 @@ def snapshots(
     options = {"memory": memory, "expected_items": keys, "snapshot_interval": 0, "snapshot_log": 0}
     with Service(name, parent_dir=directory, **options) as service:
         service.start()
+        service.find_control()
         with shmkv.attach(name, log_timeout=60.0) as db:
             say(f"loading {keys:,} keys")
             load(db, keys)
@@ -101,7 +102,7 @@ def _beside(db: shmkv.Store, service: Service, keys: int, rounds: int, seconds: 
         Row("snapshot_writers", "sets a second, snapshots one after the other / none", rate, 0.85, "x", True,
             f"{shown[2]:,.0f}/s / {shown[3]:,.0f}/s"),
         Row("persister_memory", "private memory of the persister, at most, meanwhile", memory.highest_bytes / 1e6, 100,
-            "MB", False, f"arena of {service.stats()['size_bytes'] / 1e6:,.0f} MB"),
+            "MB", False, f"arena of {service.stats()['mapped_bytes'] / 1e6:,.0f} MB"),
     ]  # fmt: skip
 
 

@@ -91,6 +91,10 @@ class Service:
             first_read_s = time.monotonic() - began_s
         return Start(line, ready_s, first_read_s)
 
+    def find_control(self) -> None:
+        """Let this process, and those that it forks, find the control socket: snapshots are asked for there."""
+        os.environ["XDG_RUNTIME_DIR"] = f"{self.directory}/run"
+
     def _environment(self) -> dict[str, str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SHMKV_")}
         # As an installation has it: without compiled modules each start would compile them anew.
