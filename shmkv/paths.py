@@ -181,3 +181,16 @@ def _is_name(name: str) -> bool:
     except errors.InvalidName:
         return False
     return True
+
+def make_durable_dir(path: str) -> None:
+    """Make a directory, mode 0700, and its parents, so that their names outlive a power cut; nothing if it is there."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(os.path.abspath(path))
+    make_durable_dir(parent)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

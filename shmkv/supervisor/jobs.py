@@ -26,6 +26,8 @@ KEPT_JOBS = 16
 KEPT_SNAPSHOTS = 2
 # What the persister does in its job thread; see shmkv/wal/jobs.py.
 KINDS = ("snapshot", "backup", "restore", "scrub", "rotate_key")
+# What tells a snapshot from another one of the same number.
+_IDENTITY = ("generation", "end_lsn", "entries", "size_bytes")
 NOT_ARGUMENTS = ("do", "kind", "follow", "job")
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
@@ -170,8 +172,10 @@ class Jobs:
         """A new arena is announced: if a restore waited for that, tell how it went."""
         if self._restored is None:
             return
-        generation, message, self._restored = self.restored_generation, self._restored, None
-        if generation in [each.get("generation") for each in self._snapshots]:
+        message, self._restored = self._restored, None
+        # Not the number alone: if what was restored got lost on the way, an ordinary snapshot may have taken it.
+        wanted = {key: message["result"].get(key) for key in _IDENTITY}
+        if wanted in [{key: each.get(key) for key in _IDENTITY} for each in self._snapshots]:
             self.heard({**message, "phase": ""})
         else:
             reason = "the switch did not take place (see the persister's messages); the store holds the old data"

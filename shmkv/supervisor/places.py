@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from selectors import BaseSelector
 from typing import NamedTuple
@@ -38,7 +37,7 @@ class HeldPlaces:
         """Make and lock the directories. Raises Refused, naming path and holder."""
         try:
             if self._places.data is not None:
-                os.makedirs(self._places.data, mode=0o700, exist_ok=True)
+                paths.make_durable_dir(self._places.data)
                 self._locks.append((self._places.data, arenas.lock_directory(self._places.data), False))
             if self._places.runtime is not None:
                 paths.make_private_dir(self._places.runtime)

@@ -18,13 +18,14 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
 from shmkv.dataclass import replace
 from shmkv.wal.cold import KEPT_SNAPSHOTS, counted_files, oldest_needed
 from shmkv.wal.files import Files
-from shmkv.wal.log import LOG_DIR, UNFINISHED_SUFFIX, LogDirectory, LogFile, file_name
+from shmkv.wal.log import HEADER_BLOCK_BYTES, LOG_DIR, UNFINISHED_SUFFIX, LogDirectory, LogFile, file_name
 from shmkv.wal.manifest import Manifest, ManifestSlots, SnapshotFacts
 
 SNAPSHOT_DIR = "snapshot"
@@ -107,13 +108,12 @@ class Generations:
         self._remove_behind()  # model: trim
 
     def switch(self, facts: SnapshotFacts, *, highest_lsn: int) -> None:
-        """Make the snapshot at unfinished_path, or published already, the whole store: a restore's last step.
+        """Make the snapshot at unfinished_path the whole store: a restore's last step.
 
         No log before it counts any more. The arena must have ended; the next start is cold, removes what is behind,
         and begins past highest_lsn.
         """
-        if self._files_has(os.path.basename(self.unfinished_path(facts.generation))):
-            self._name(facts.generation)
+        self._name(facts.generation)
         numbers = self._log().numbers()
         self._slots.update(lambda manifest: switched(manifest, facts, highest_lsn=highest_lsn, numbers=numbers))
 
@@ -206,10 +206,15 @@ class Generations:
         self._files.make_dir(folder)
         self._files.fsync_dir(os.path.dirname(folder))
         target = os.path.join(folder, os.path.basename(path))
-        if not (
-            os.path.basename(path) in self._files.names(folder)
-            and self._files.size_bytes(target) == self._files.size_bytes(path)
+        there = os.path.basename(path) in self._files.names(folder)
+        if there and self._files.read_some(target, HEADER_BLOCK_BYTES) != self._files.read_some(
+            path, HEADER_BLOCK_BYTES
         ):
+            # A data directory that was put back counts its files anew; what it once archived is not to be lost.
+            raise FileExistsError(
+                errno.EEXIST, "another file of that number is there: move it, or the archive, away", target
+            )
+        if not there or self._files.size_bytes(target) != self._files.size_bytes(path):
             unfinished = target + UNFINISHED_SUFFIX
             if os.path.basename(unfinished) in self._files.names(folder):
                 self._files.unlink(unfinished)
@@ -293,6 +298,7 @@ def switched(manifest: Manifest, facts: SnapshotFacts, *, highest_lsn: int, numb
         incarnation=max(manifest.incarnation, facts.incarnation) + 1,
         highest_lsn=max(manifest.highest_lsn, manifest.watermark, facts.end_lsn, highest_lsn),
         oldest_file=next_number,
+        seals=(),
         snapshots=(facts,),
         clean=True,
     )

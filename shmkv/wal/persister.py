@@ -266,12 +266,13 @@ def switch_to(context: Context, generation: int) -> None:
     from shmkv.wal.snapshot import facts_of, open_snapshot
 
     generations, files = context.generations, context.files
-    path = generations.path(generation)
-    if not files.exists(path):
-        path = generations.unfinished_path(generation)
+    # Not a published one: if a start removed what was restored, that number may since be that of an ordinary snapshot.
+    path = generations.unfinished_path(generation)
     try:
         with open_snapshot(files, path, context.keys) as reader:
             facts = facts_of(reader, alone=True)
+        if facts.start_lsn != facts.end_lsn:
+            raise errors.CorruptData(f"{path} is a snapshot that needs its log, not what a restore made")
         generations.switch(facts, highest_lsn=context.arena.ring()["tail"])
     except (errors.ShmkvError, OSError) as error:
         print(f"persister: the restored data is not used: {error}", file=sys.stderr, flush=True)

@@ -214,7 +214,9 @@ class Rebuild:
         reached = 0
         if base is not None:
             state.end = (base.incarnation, base.end_lsn)
-            reached = plan.ends.get(base.incarnation, 0) if plan.usable else 0
+            # Taken before its life had a log file: nothing of the log belongs between its two LSNs.
+            least = base.end_lsn if base.start_lsn == base.end_lsn else 0
+            reached = plan.ends.get(base.incarnation, least) if plan.usable else 0
         for segment in plan.segments:
             ending = replay_segment(
                 self._files,

@@ -31,7 +31,8 @@ def run_job(context: Context, arguments: dict[str, Any]) -> dict[str, Any]:
     scrub = _Scrub(context)
     damaged = [facts for facts in context.generations.named if not scrub.is_good(facts)]
     bad_log = scrub.log_is_bad()
-    wanted = KEPT_SNAPSHOTS if bad_log else len(damaged)
+    # Two, so that a spare is left whatever leaves the manifest.
+    wanted = KEPT_SNAPSHOTS if bad_log or damaged else 0
     for _ in range(wanted):
         take_snapshot(context)
     for facts in damaged:

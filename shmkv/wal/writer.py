@@ -186,11 +186,12 @@ class LogWriter:
 
     def abandon_file(self) -> None:
         """Give up the current file after an error: what was not synced has to be written again."""
-        self._previous = (self._incarnation, self.synced_lsn)
         self.written_lsn = self.synced_lsn
         self._size_bytes = self._offset = 0
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            # Not where none could be opened: the first file of a life says where the life before it ended.
+            self._previous = (self._incarnation, self.synced_lsn)
             # Its error was already reported, and closing tells nothing new about it.
             with contextlib.suppress(OSError):
                 self._files.close(fd)

@@ -104,6 +104,16 @@ def test_a_switch_that_did_not_take_place_is_a_failed_restore() -> None:
     assert "the store holds the old data" in desk.jobs.on_look({"job": job})["error"]
 
 
+def test_an_ordinary_snapshot_of_the_restored_number_is_a_failed_restore() -> None:
+    desk = Desk()
+    job = desk.start("restore", path="/x")
+    result = {"generation": 7, "end_lsn": 800, "entries": 3, "size_bytes": 9000}
+    desk.jobs.is_restored(desk.says(job, "done", "restore", result=result), serving=True)
+    desk.jobs.know_snapshots([{**result, "end_lsn": 960, "entries": 4}])
+    desk.jobs.store_serves()
+    assert desk.ends_of(job) == ["failed"]
+
+
 def test_restored_data_that_comes_while_the_store_stops_replaces_nothing() -> None:
     desk = Desk()
     job = desk.start("restore", path="/x")

@@ -163,6 +163,27 @@ def test_trimmed_log_files_go_to_the_archive(store: RealStore, tmp_path: Path) -
     assert sorted(archived | left) == [f"{number + 1:010d}.log" for number in range(len(archived | left))]
 
 
+def test_a_file_of_another_time_line_in_the_archive_is_neither_replaced_nor_taken_for_ours(
+    store: RealStore, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    store.create()
+    store.serve(created=True, file_bytes=1 << 20, archive_dir=str(archive))
+    write(store, 0, 1500)
+    ours = store.log_path(1).read_bytes()
+    with contextlib.closing(_core.Arena(store.fd)) as arena:
+        folder = archive / arena.info()["store_id"].hex()
+    folder.mkdir(parents=True)
+    theirs = bytes([ours[200] ^ 1]) * 4096 + ours[4096:]
+    (folder / "0000000001.log").write_bytes(theirs)
+    for first in (0, 500):
+        take_snapshot(store)
+        write(store, first, 1500)
+    assert "another file of that number is there" in take_snapshot(store)["warning"]
+    assert store.log_path(1).exists()
+    assert (folder / "0000000001.log").read_bytes() == theirs
+
+
 def test_an_archive_that_takes_nothing_keeps_the_log_and_does_not_stop_snapshots(
     store: RealStore, tmp_path: Path
 ) -> None:

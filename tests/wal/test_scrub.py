@@ -97,7 +97,8 @@ def test_a_damaged_snapshot_is_replaced(store: RealStore, generation: int, how: 
     else:
         path.unlink()
     result = run(store, "scrub")
-    assert result["snapshots"] == 1
+    assert result["snapshots"] == 2
+    assert len(generations(store)) == 2
     assert str(path) in result["problems"][0]
     assert generation not in generations(store)
     assert run(store, "scrub")["problems"] == []

@@ -384,6 +384,23 @@ def test_a_switch_makes_a_restored_generation_the_whole_store(store: RealStore) 
     assert store.contents() == expected
 
 
+def test_a_switch_to_an_ordinary_snapshot_keeps_the_log_behind_it(store: RealStore) -> None:
+    store.create()
+    store.serve(created=True)
+    set_many(store, 0, 300)
+    ask(store)
+    generation = end_of(store)["result"]["generation"]
+    set_many(store, 100, 1000, "later ")
+    expected = store.contents()
+    persister_of(store).order("retire", switch=generation)
+    assert persister_of(store).end() == 0
+    assert "the restored data is not used" in persister_of(store).stderr
+    store.forget_arena()
+    store.create()
+    store.serve(created=True)
+    assert store.contents() == expected
+
+
 def test_a_switch_to_what_is_not_there_keeps_the_old_data(store: RealStore) -> None:
     store.create()
     store.serve(created=True)
