@@ -64,7 +64,7 @@ class Chaos:
         self.stats: dict[str, int] = {}
 
     def run(self) -> None:
-        """Calm, then kills for the given time with a check of everything now and then, then a start from the log."""
+        """Calm, then kills for the given time with a check of everything now and then, then a start from the disk."""
         self._start()
         self._hire()
         self._calm()
@@ -90,11 +90,11 @@ class Chaos:
             self._next_window("calm")
 
     def _finish(self) -> None:
-        """A clean stop, a start from the log alone, and the same checks again."""
+        """A clean stop, a start from the disk alone, and the same checks again."""
         self.stats = self._service.stats()
         self._service.stop()
         self._start()
-        self._check_all("from the log")
+        self._check_all("from the disk")
         self._service.stop()
 
     # ---- killing --------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def main(argv: list[str]) -> int:
         f"shmkv chaos, seed {options.seed}: {options.workers} workers, {options.seconds:g} s, "
         f"durability {options.durability}"
     )
-    service = Service(f"chaos-{os.getpid()}", memory=options.memory, durability=options.durability)
+    service = Service(f"chaos-{os.getpid()}", memory=options.memory, durability=options.durability, snapshot_interval=1)
     finished = False
     with service:
         chaos = Chaos(options, service, console)

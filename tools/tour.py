@@ -1,7 +1,7 @@
 """make tour: shmkv on real input while its writers, its servers and (as far as one can) its machine are killed.
 
 Loads every file of this Python's standard library from several processes that are killed at random moments, then kills
-everything at once and starts again from the shared memory, then once more from the log alone. After each phase every
+everything at once and starts again from the shared memory, then once more from the disk alone. After each phase every
 acknowledged value is compared byte for byte. Exit code 0 only if every check held. It asks nothing and leaves nothing.
 """
 
@@ -132,7 +132,7 @@ class Tour:
         log_bytes = self._service.log_bytes()
         start = self._service.start()
         self._show_start("cold", start)
-        self._check("cold", "recovered from the log", f"{log_bytes / 1e6:,.0f} MB of log files", not start.warm)
+        self._check("cold", "recovered from snapshot and log", f"{log_bytes / 1e6:,.0f} MB on disk", not start.warm)
 
     def _work_then_kill_all(self) -> int:
         self._start_writers([self._tasks(part, generation) for part, generation in enumerate(self._generations)])

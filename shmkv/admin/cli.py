@@ -22,7 +22,7 @@ from shmkv.admin.session import Session, with_json
 COMMANDS = (
     "stats", "clients", "get", "set", "del", "keys", "list", "doctor", "config", "destroy", "shutdown",
     "export", "import", "snapshot", "backup", "restore",
-    "log", "verify", "rotate-key",
+    "log", "verify", "scrub", "rotate-key",
 )  # fmt: skip
 FAILED, USAGE, NOT_RUNNING = 1, 2, 3
 
