@@ -35,6 +35,7 @@ from shmkv.wal.manifest import Manifest, ManifestSlots, read_manifest
 from shmkv.wal.pace import NO_SPACE
 from shmkv.wal.recovery import Ending, Segment, next_first_lsn
 from shmkv.wal.replay import Apply, Replay, check_frames, replay_segment
+from shmkv.wal.tail import tail_start
 from shmkv.wal.writer import LogShape, LogWriter
 
 if TYPE_CHECKING:
@@ -274,13 +275,18 @@ def start_warm(place: Place, *, ring_bytes: int, start_lsn: int, manifest: Manif
         place.shape_for(ring_bytes),
         next_number=max([manifest.newest_file, *directory.numbers()]) + 1,
         start_lsn=start_lsn,
-        previous=(manifest.incarnation, start_lsn),
+        previous=(manifest.incarnation, start_lsn) if last else _end_before(manifest),
         wall_ms=place.wall_ms,
         keys=place.keys,
     )
     generations = place.generations(slots)
     generations.clean_leftovers()
     return Started(writer, directory, slots, generations, warnings=read.problems)
+
+
+def _end_before(manifest: Manifest) -> tuple[int, int]:
+    """Where the log of the life before this one ends, which has no file yet; (0, 0) = no log was before it."""
+    return max((seal for seal in manifest.seals if seal[0] < manifest.incarnation), default=(0, 0))
 
 
 def _last_files(directory: LogDirectory, manifest: Manifest, head_lsn: int) -> list[LogFile]:
@@ -303,7 +309,7 @@ def _last_files(directory: LogDirectory, manifest: Manifest, head_lsn: int) -> l
 
 
 def _check_reaches(place: Place, last: list[LogFile], manifest: Manifest, head_lsn: int, verify: Apply) -> None:
-    """Read the log from the start of these files up to the head."""
+    """Whether the log reaches the head without a gap; what is far behind it is a matter of cold starts and scrubs."""
     reached = last[0].header.first_lsn if last and last[0].header is not None else head_lsn
     for index, file in enumerate(last):
         header = file.header
@@ -323,10 +329,14 @@ def _check_reaches(place: Place, last: list[LogFile], manifest: Manifest, head_l
 
 
 def _check_file(place: Place, segment: Segment, store_id: bytes, verify: Apply) -> Ending:
-    """How far a file is whole. Raises WrongKey for an encrypted one whose key is not there."""
+    """How far a file is whole, by its tail. Raises WrongKey for an encrypted one whose key is not there."""
     header = segment.file.header
     assert header is not None
     if not header.cipher:
+        tail = replace(segment, start_lsn=tail_start(place.files, segment, store_id, verify))
+        ending = replay_segment(place.files, tail, store_id, verify, Replay())
+        if ending.lsn == segment.end_lsn or tail.start_lsn == segment.start_lsn:
+            return ending
         return replay_segment(place.files, segment, store_id, verify, Replay())
     place.keys.for_file(header.cipher, header.key_id, header.salt, segment.file.path)
     # What it says is in the arena: whether it is whole is all that counts, and that needs no deciphering.
