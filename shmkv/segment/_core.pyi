@@ -194,6 +194,13 @@ class Arena:
         Without the GIL, in slices of 50 ms with a look at signals in between.
         """
 
+    def ring_collect(self, after_lsn: int, timeout_s: Any, limit_bytes: int, /) -> tuple[int, int, bytes | None]:
+        """ring_wait, then what it is for in one call: (tail, now_ms, records).
+
+        records: a copy of the ring from after_lsn to the tail if a sync behind after_lsn is wanted, after_lsn is not
+        below the head, and they are at most limit_bytes; else None.
+        """
+
     def ring_pieces(self, start_lsn: int, end_lsn: int, /) -> tuple[memoryview, ...]:
         """No, one or two read-only views of the ring; valid until its head passes them."""
 

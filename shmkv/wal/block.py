@@ -46,14 +46,12 @@ from shmkv.wal.block_format import (
 )
 from shmkv.wal.compression import NO_COMPRESSION, Packer, packer_of
 from shmkv.wal.files import Buffer, Files
+from shmkv.wal.syncing import Syncing
 
 __all__ = [
     "BACKUP_MAGIC", "ENTRIES", "FOOTER", "INFO", "LOG", "SNAPSHOT_MAGIC", "Block", "BlockFileHeader", "BlockHeader",
     "BlockReader", "BlockWriter", "Cipher", "Footer", "Info", "Keys",
 ]  # fmt: skip
-
-# So small that a sync of the log never waits behind much of a snapshot.
-SYNC_STEP_BYTES = 8 << 20
 
 
 class Cipher(Protocol):
@@ -87,19 +85,30 @@ class BlockWriter:
     A kill in the middle leaves a file without a footer, which no reader accepts.
     """
 
-    def __init__(self, files: Files, fd: int, header: BlockFileHeader, *, cipher: Cipher | None = None) -> None:
-        """`header` says how blocks are compressed (IncompatibleStore if that can't be) and which key `cipher` is of."""
+    def __init__(
+        self,
+        files: Files,
+        fd: int,
+        header: BlockFileHeader,
+        *,
+        cipher: Cipher | None = None,
+        syncing: Syncing | None = None,
+    ) -> None:
+        """`header` says how blocks are compressed (IncompatibleStore if that can't be) and which key `cipher` is of.
+
+        syncing: of this file, if a thread beside is to do it.
+        """
         self._files = files
         self._fd = fd
+        self._syncing = syncing or Syncing(files, fd)
         self._cipher = cipher
         self._packer = packer_of(header.compression)
         self._seed = header.seed
-        self._synced_bytes = 0
         self._totals = _Totals()
         self.size_bytes = files.write_all(fd, [pack_header(header)], 0)
 
     def add(self, kind: int, data: Buffer, *, stripe: int = 0, count: int = 0, first_lsn: int = 0) -> None:
-        """Append one block. Blocks for a sync every SYNC_STEP_BYTES."""
+        """Append one block. Blocks for a sync now and then."""
         stored, flags = data, 0
         if self._packer is not None:
             packed = self._packer.pack(data)
@@ -109,9 +118,7 @@ class BlockWriter:
         if self._cipher is not None:
             stored = self._cipher.seal(header.index, stored, header.associated)
         self._append(header, stored)
-        if self.size_bytes - self._synced_bytes >= SYNC_STEP_BYTES:
-            self._files.fdatasync(self._fd)
-            self._synced_bytes = self.size_bytes
+        self._syncing.wrote(self.size_bytes)
 
     def finish(self, *, end_lsn: int, highest_version: int, wall_ms: int, log_end_lsn: int = 0) -> Footer:
         """Append the footer and sync: on return the content is on disk (the name is the caller's)."""
@@ -124,7 +131,7 @@ class BlockWriter:
         header = BlockHeader(totals.blocks, FOOTER, len(body))
         tag = b"" if self._cipher is None else self._cipher.seal(header.index, b"", header.associated + body)
         self._append(header, body + tag)
-        self._files.fsync(self._fd)
+        self._syncing.finish()
         return footer
 
     def _append(self, header: BlockHeader, stored: Buffer) -> None:

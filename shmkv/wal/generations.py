@@ -27,6 +27,7 @@ from shmkv.wal.cold import KEPT_SNAPSHOTS, counted_files, oldest_needed
 from shmkv.wal.files import Files
 from shmkv.wal.log import HEADER_BLOCK_BYTES, LOG_DIR, UNFINISHED_SUFFIX, LogDirectory, LogFile, file_name
 from shmkv.wal.manifest import Manifest, ManifestSlots, SnapshotFacts
+from shmkv.wal.syncing import Spawn
 
 SNAPSHOT_DIR = "snapshot"
 # Files for a moment: a backup or a restore that is under way.
@@ -34,6 +35,8 @@ PASSING_DIRS = ("backup", "restore")
 SNAPSHOT_SUFFIX = ".snapshot"
 DAMAGED_SUFFIX = ".damaged"
 COPY_BYTES = 8 << 20
+# Removed files that are held open at once; a process has not many descriptors.
+HELD_FILES = 64
 
 
 def snapshot_name(generation: int) -> str:
@@ -94,18 +97,24 @@ class Generations:
         """Where to write it; a kill leaves that name, which the next start removes."""
         return self.path(generation) + UNFINISHED_SUFFIX
 
-    def publish(self, facts: SnapshotFacts) -> None:
-        """Make the snapshot at unfinished_path count; on return it does, and what is behind was removed.
+    def publish(self, facts: SnapshotFacts, spawn: Spawn | None = None) -> None:
+        """Make the snapshot at unfinished_path count; on return it does, and the names of what is behind are gone.
 
         The caller has written, synced and verified it, and the log is durable past its end: the first steps of the
         model's `publish`. Blocks for a few syncs, and for copies of log files if there is an archive. Raises OSError;
         then, as after a kill, it counts or it does not, and nothing that is needed is gone. `trouble` says afterwards
-        whether log files could not be archived: they stay, and are tried again with the next snapshot.
+        whether log files could not be archived: they stay, and are tried again with the next snapshot. spawn: of the
+        thread in which the disk gets its room back, which takes it a while; None = before the return.
         """
         self._name(facts.generation)  # model: entry of the file, fsync_dir
         headers = self._log().log_files()
         self._slots.update(lambda manifest: _with_snapshot(manifest, facts, headers))  # model: man_v, man_d
-        self._remove_behind()  # model: trim
+        held: list[int] = []
+        try:
+            self._remove_behind(None if spawn is None else held)  # model: trim
+        finally:
+            if spawn is not None and held:
+                _close_beside(self._files, held, spawn)
 
     def switch(self, facts: SnapshotFacts, *, highest_lsn: int) -> None:
         """Make the snapshot at unfinished_path the whole store: a restore's last step.
@@ -172,16 +181,22 @@ class Generations:
         if not self._archive_dir:
             self._trim_log()
 
-    def _remove_behind(self) -> None:
+    def _remove_behind(self, held: list[int] | None) -> None:
         oldest = self.named[0].generation
         for name in self._files.names(self._path):
             generation = generation_of(name)
             # Only what is older than all that count: a newer one may be a restore that waits for its switch.
             if generation is not None and generation < oldest:
-                self._files.unlink(os.path.join(self._path, name))
-        self._trim_log()
+                self._unlink(os.path.join(self._path, name), held)
+        self._trim_log(held)
 
-    def _trim_log(self) -> None:
+    def _unlink(self, path: str, held: list[int] | None) -> None:
+        """Remove the name; a descriptor that goes to `held` keeps the room taken until it is closed."""
+        if held is not None and len(held) < HELD_FILES:
+            held.append(self._files.open_to_read(path))
+        self._files.unlink(path)
+
+    def _trim_log(self, held: list[int] | None = None) -> None:
         manifest = self._slots.manifest
         assert manifest is not None
         directory = self._log()
@@ -199,7 +214,7 @@ class Generations:
                         "next snapshot tries again: make room there, or set another archive_dir"
                     )
                     return
-            self._files.unlink(path)
+            self._unlink(path, held)
 
     def _archive(self, path: str, store_id: bytes) -> None:
         folder = os.path.join(self._archive_dir, store_id.hex())
@@ -251,6 +266,18 @@ class Generations:
 
     def _files_has(self, name: str) -> bool:
         return name in self._files.names(self._path)
+
+
+def _close_beside(files: Files, held: Sequence[int], spawn: Spawn) -> None:
+    def close() -> None:
+        for fd in held:
+            files.close(fd)
+
+    try:
+        spawn(close)
+    except RuntimeError:
+        # The machine gives no thread: the caller waits.
+        close()
 
 
 def _with_snapshot(manifest: Manifest, facts: SnapshotFacts, headers: Sequence[LogFile]) -> Manifest:

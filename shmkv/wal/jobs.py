@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shmkv.wal.generations import Generations
     from shmkv.wal.log import LogDirectory
     from shmkv.wal.manifest import ManifestSlots
+    from shmkv.wal.syncing import Spawn
 
 NICE, LOWEST_NICE = 10, 19
 REPORT_INTERVAL_S = 0.2
@@ -69,7 +70,8 @@ class Context:
     """What a job may use. arena, files, directory: also used by the loop, each call is safe beside it.
 
     wait_durable(lsn, timeout_s) returns when the log below lsn is on disk, raises LogStalled or Cancelled.
-    progress(done_bytes, of_bytes) is cheap, call it often. cancelled() = raise Cancelled soon.
+    progress(done_bytes, of_bytes) is cheap, call it often. cancelled() = raise Cancelled soon. spawn:
+    threads beside the job's own, None = none, so that its file operations come in one order.
     """
 
     arena: _core.Arena
@@ -84,6 +86,7 @@ class Context:
     wait_durable: Callable[[int, float], None]
     progress: Callable[[int, int], None] = lambda *_: None
     cancelled: Callable[[], bool] = lambda: False
+    spawn: Spawn | None = None
 
 
 Job = Callable[[Context, dict[str, Any]], dict[str, Any]]
@@ -287,3 +290,10 @@ def in_thread(work: Callable[[], None]) -> None:
         work()
 
     threading.Thread(target=run, name="jobs", daemon=True).start()
+
+
+def beside_job(work: Callable[[], None]) -> threading.Thread:
+    """Run it beside a job that calls this, with the priority of its thread; returns the thread, to be joined."""
+    thread = threading.Thread(target=work, name="job-helper", daemon=True)
+    thread.start()
+    return thread

@@ -113,6 +113,7 @@ class Process:
             settings=arguments.job_settings(),
             wall_ms=wall_ms,
             wait_durable=wish.wait,
+            spawn=jobs.beside_job,
         )
         return Persister(
             arena,

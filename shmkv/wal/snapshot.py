@@ -42,6 +42,7 @@ from shmkv.wal.compression import COMPRESSIONS
 from shmkv.wal.files import Files
 from shmkv.wal.jobs import DURABLE_TIMEOUT_S, Cancelled, Context
 from shmkv.wal.manifest import SnapshotFacts
+from shmkv.wal.syncing import Spawn, Syncing
 
 BLOCK_BYTES = 1 << 20
 LOAD_THREADS = 2
@@ -86,10 +87,11 @@ def take_snapshot(context: Context) -> SnapshotFacts:
         wall_ms=context.wall_ms,
         progress=context.progress,
         cancelled=context.cancelled,
+        spawn=context.spawn,
     )
     try:
         context.wait_durable(facts.end_lsn, DURABLE_TIMEOUT_S)
-        generations.publish(facts)
+        generations.publish(facts, context.spawn)
     finally:
         # Published, it has another name.
         _remove(files, path)
@@ -128,11 +130,13 @@ def write_snapshot(
     progress: Progress = lambda *_: None,
     cancelled: Callable[[], bool] = lambda: False,
     identity: Identity | None = None,
+    spawn: Spawn | None = None,
 ) -> SnapshotFacts:
     """Write the arena's entries into a new file at path, sync it, read it back; the file has no lasting name yet.
 
     identity: of a restore; the arena is then at rest, as a retired one is. progress(done, of) in bytes, reading back
-    included. Blocks for as long as the disk takes. Raises OSError, CorruptData, Cancelled; the file is gone then.
+    included. spawn: of the thread that syncs while this one walks, None = this one does both. Blocks for as long as the
+    disk takes. Raises OSError, CorruptData, Cancelled; the file is gone then.
     """
     info = arena.info()
     tail = arena.ring()["tail"]
@@ -146,11 +150,12 @@ def write_snapshot(
     fd = files.create(path)
     try:
         try:
-            writer = BlockWriter(files, fd, header, cipher=sealer)
-            writer.add(INFO, pack_map(info_of(info, header.created_wall_ms)))
-            walk.copy_into(writer)
-            end_lsn = whose.lsn if identity else arena.ring()["tail"]
-            footer = writer.finish(end_lsn=end_lsn, highest_version=walk.highest_version, wall_ms=wall_ms())
+            with Syncing(files, fd, spawn) as syncing:
+                writer = BlockWriter(files, fd, header, cipher=sealer, syncing=syncing)
+                writer.add(INFO, pack_map(info_of(info, header.created_wall_ms)))
+                walk.copy_into(writer)
+                end_lsn = whose.lsn if identity else arena.ring()["tail"]
+                footer = writer.finish(end_lsn=end_lsn, highest_version=walk.highest_version, wall_ms=wall_ms())
         finally:
             files.close(fd)
         verify_written(files, path, footer, lambda done, of: walk.tell(of + done, 2 * of))

@@ -126,6 +126,46 @@ def test_ring_wait_ends_by_work_by_a_sync_and_by_its_timeout(logged: Segment) ->
     assert not persister.is_alive()
 
 
+def test_ring_collect_gives_the_records_that_a_sync_is_wanted_for(logged: Segment) -> None:
+    arena, db = logged.arena, logged.store(log_timeout_s=0.01)
+    start = arena.ring()["tail"]
+    assert arena.ring_collect(start, 0, 1000)[::2] == (start, None)
+    db["key"] = 1
+    tail = arena.ring()["tail"]
+    assert arena.ring_collect(start, 0, 1000)[::2] == (tail, None), "nobody waits"
+    with pytest.raises(TimeoutError):
+        db.sync()
+    data = b"".join(arena.ring_pieces(start, tail))
+    before_ms = arena.ring()["now_ms"]
+    found_tail, now_ms, records = arena.ring_collect(start, 20, tail - start)
+    assert (found_tail, records) == (tail, data)
+    assert before_ms <= now_ms <= arena.ring()["now_ms"]
+    assert arena.ring_collect(start, 0, tail - start - 1)[2] is None, "more than the limit"
+    assert arena.ring_collect(start - 8, 0, 1000)[2] is None, "below the head"
+    assert arena.ring_collect(tail, 0, 1000)[2] is None
+    arena.publish_durable(tail, now_ms)
+    assert arena.ring_collect(start, 0, 1000)[2] is None, "given back"
+    with pytest.raises(TypeError, match="takes 3 arguments"):
+        arena.ring_collect(start, 0)  # type: ignore[call-arg]
+
+
+def test_ring_collect_joins_what_the_end_of_the_ring_parts(logged: Segment) -> None:
+    arena, db = logged.arena, logged.store(log_timeout_s=0.01)
+    ring_bytes = arena.ring()["ring_bytes"]
+    parted = 0
+    for number in range(2 * ring_bytes // 1000):
+        start = arena.ring()["tail"]
+        db["key"] = bytes([number % 256]) * 1000
+        tail = arena.ring()["tail"]
+        with pytest.raises(TimeoutError):
+            db.sync(timeout=0.001)
+        pieces = arena.ring_pieces(start, tail)
+        parted += len(pieces) == 2
+        assert arena.ring_collect(start, 0, 2000)[2] == b"".join(pieces)
+        arena.publish_durable(tail, 0)
+    assert parted >= 1
+
+
 def test_ctrl_c_ends_ring_wait(logged: Segment) -> None:
     def handler(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

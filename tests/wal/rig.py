@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from memory_disk import MemoryDisk, none_kept
@@ -37,6 +38,7 @@ class HandArena:
         self._arena = arena
         self.now_ms = arena.ring()["now_ms"]
         self.durable: list[int] = []
+        self.during_wait: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._arena, name)
@@ -48,6 +50,12 @@ class HandArena:
         assert timeout_s > 0
         assert after_lsn <= self._arena.ring()["tail"]
         return self._arena.ring()["tail"]
+
+    def ring_collect(self, after_lsn: int, timeout_s: float, limit_bytes: int) -> tuple[int, int, bytes | None]:
+        assert timeout_s > 0
+        self.during_wait()
+        tail, _, records = self._arena.ring_collect(after_lsn, 0, limit_bytes)
+        return tail, self.now_ms, records
 
     def publish_durable(self, lsn: int, collected_ms: int) -> None:
         self.durable.append(lsn)

@@ -141,6 +141,7 @@ class SmallStore:
             wait_durable=self._wait_durable,
             progress=lambda *_: None,
             cancelled=lambda: False,
+            spawn=None,
         )
         return snapshot.take_snapshot(context)
 

@@ -15,7 +15,7 @@ from memory_disk import MemoryDisk
 from shmkv.dataclass import replace
 from shmkv.errors import CorruptData, IncompatibleStore, WrongKey
 from shmkv.segment import _core
-from shmkv.wal import block, compression
+from shmkv.wal import block, compression, syncing
 from shmkv.wal.block import ENTRIES, FOOTER, INFO, LOG, BlockFileHeader, BlockReader, BlockWriter, Footer, Info
 from shmkv.wal.block_format import BLOCK_HEADER_BYTES, HEADER_BLOCK_BYTES, pack_header, pack_map
 from shmkv.wal.compression import NO_COMPRESSION, ZSTD
@@ -283,7 +283,7 @@ def test_several_threads_may_walk_one_reader() -> None:
 
 
 def test_it_is_synced_in_steps_and_whole_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block, "SYNC_STEP_BYTES", 1000)
+    monkeypatch.setattr(syncing, "SYNC_STEP_BYTES", 1000)
     disk = MemoryDisk()
     write(disk, blocks=[BLOCKS[0], *((ENTRIES, bytes(400), {"count": 1}) for _ in range(10))])
     assert sum(operation == "sync file" for operation in disk.operations) >= 5

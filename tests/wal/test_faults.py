@@ -15,7 +15,7 @@ from memory_disk import Fault, MemoryDisk, none_kept
 from rig import Rig
 from small_log import SmallStore
 
-from shmkv.errors import CorruptData, DiskFull, LogStalled, ReadOnly
+from shmkv.errors import CorruptData, DiskFull, DurabilityUnknown, LogStalled, ReadOnly
 from shmkv.wal.channel import STOP
 from shmkv.wal.writer import LogShape
 
@@ -76,6 +76,29 @@ def test_an_error_once_loses_nothing_and_passes(operation: str, durability: str)
         nth += 1
     # Removing happens only where something else failed.
     assert nth > 0 or operation == "unlink"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("operation", ["write", "sync"])
+def test_an_error_of_the_commit_that_ends_a_wait_loses_nothing(operation: str, code: int) -> None:
+    life = Life(Fault(0, operations=(operation,), code=code))
+
+    def write() -> None:
+        life.rig.arena.during_wait = lambda: None
+        with pytest.raises(DurabilityUnknown):
+            life.rig.store.set("during the wait", b"", durability="always")
+
+    life.rig.arena.during_wait = write
+    name = life.rig.writer.name
+    life.rig.turns(1)
+    assert life.rig.durable_lsn < life.rig.tail
+    assert life.rig.recovered() == [] or operation == "sync"
+    life.rig.later(1001)
+    assert life.rig.durable_lsn == life.rig.tail
+    assert life.rig.writer.name not in ("", name), "the file was used again"
+    assert life.rig.arena.info()["log_state"] == "OK"
+    assert life.rig.recovered() == ["during the wait"]
+    life.rig.close()
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])

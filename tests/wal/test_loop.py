@@ -8,8 +8,10 @@ import pytest
 from memory_disk import MemoryDisk
 from rig import RING_BYTES, Rig
 
+from shmkv.errors import DurabilityUnknown
 from shmkv.wal import writer
 from shmkv.wal.channel import RETIRE, STOP
+from shmkv.wal.loop import COLLECT_BYTES
 from shmkv.wal.manifest import read_manifest
 from shmkv.wal.pace import MARK_RECORD_BYTES
 from shmkv.wal.writer import LogShape
@@ -49,6 +51,52 @@ def test_always_syncs_at_once_and_one_sync_serves_all(make_rig: Callable[..., Ri
     assert rig.durable_lsn == rig.tail
     assert syncs(rig) == before + 1
     assert rig.recovered() == keys
+
+
+def write_during_the_wait(rig: Rig, key: str, size_bytes: int) -> None:
+    """The next wait of the loop meets a write whose writer waits for the disk; one turn."""
+
+    def write() -> None:
+        rig.arena.during_wait = lambda: None
+        with pytest.raises(DurabilityUnknown):
+            rig.store.set(key, bytes(size_bytes), durability="always")
+
+    rig.arena.during_wait = write
+    rig.turns(1)
+
+
+@pytest.mark.parametrize("durability", ["always", "interval"])
+def test_a_write_that_ends_a_wait_is_durable_in_the_same_turn(make_rig: Callable[..., Rig], durability: str) -> None:
+    rig = make_rig(durability=durability)
+    rig.turns()
+    for number in range(4):
+        before = syncs(rig)
+        write_during_the_wait(rig, f"key{number}", 100)
+        assert rig.durable_lsn == rig.tail
+        assert rig.arena.ring()["written_lsn"] == rig.tail
+        assert syncs(rig) == before + 1
+    assert rig.recovered() == [f"key{number}" for number in range(4)]
+
+
+@pytest.mark.parametrize("size_bytes", [COLLECT_BYTES, 200_000])
+def test_a_write_that_ends_a_wait_may_be_large(make_rig: Callable[..., Rig], size_bytes: int) -> None:
+    rig = make_rig()
+    rig.turns()
+    write_during_the_wait(rig, "key", size_bytes)
+    assert rig.durable_lsn < rig.tail
+    rig.turns()
+    assert rig.durable_lsn == rig.tail
+    assert rig.recovered() == ["key"]
+
+
+def test_writes_that_end_waits_rotate_files_too(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.turns()
+    for number in range(40):
+        write_during_the_wait(rig, f"key{number}", 9000)
+        rig.turns()
+    assert len(rig.directory.log_files()) > 4
+    assert rig.recovered() == [f"key{number}" for number in range(40)]
 
 
 def test_interval_syncs_when_the_interval_has_passed(make_rig: Callable[..., Rig]) -> None:

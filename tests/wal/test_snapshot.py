@@ -13,7 +13,7 @@ from memory_disk import MemoryDisk
 
 from shmkv.errors import CorruptData, MemoryLimitExceeded
 from shmkv.segment import _core
-from shmkv.wal import snapshot
+from shmkv.wal import jobs, snapshot
 from shmkv.wal.block import ENTRIES, BlockReader
 from shmkv.wal.cipher import Keyring
 from shmkv.wal.files import Files
@@ -281,6 +281,36 @@ def test_a_failure_anywhere_leaves_no_file(memories: Memories, fails: str) -> No
             write(old, disk)
         assert disk.names("/data") == []
         assert disk.open_files == {}
+
+
+def test_a_sync_beside_that_fails_leaves_neither_file_nor_thread(memories: Memories, tmp_path: Path) -> None:
+    old = memories.make(64 << 20)
+    old.store.set_many({f"key{number}": bytes(10_000) for number in range(4000)})
+    before = threading.active_count()
+    for nth in (0, 1, 2):
+        left = nth
+
+        class Broken(Files):
+            def fdatasync(self, fd: int) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise OSError(5, "broken")
+                super().fdatasync(fd)
+
+        with pytest.raises(OSError, match="broken"):
+            write(old, Broken(), str(tmp_path / "x.tmp"), spawn=jobs.beside_job)
+        assert list(tmp_path.iterdir()) == []
+        assert threading.active_count() == before
+
+
+def test_a_thread_that_syncs_beside_changes_no_byte(memories: Memories, tmp_path: Path) -> None:
+    old = memories.make(64 << 20)
+    old.store.set_many({f"key{number}": bytes(10_000) for number in range(4000)})
+    paths = [tmp_path / name for name in ("beside", "alone")]
+    for path, spawn in zip(paths, (jobs.beside_job, None), strict=True):
+        write(old, Files(), str(path), spawn=spawn)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_cancelled_one_leaves_no_file(memories: Memories) -> None:

@@ -168,10 +168,10 @@ def test_a_stop_that_keeps_the_arena_writes_none(store: RealStore) -> None:
 
 
 def test_a_long_end_is_no_silence(store: RealStore) -> None:
-    store.create(128 * MIB)
+    store.create(320 * MIB)
     store.serve(created=True, durability="none")
     with contextlib.closing(store.attach("none")) as client:
-        for number in range(700):
+        for number in range(2400):
             client.set(f"key{number}", os.urandom(100_000))
     persister_of(store).order("retire")
     end = end_of(store, "final")

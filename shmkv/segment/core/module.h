@@ -313,6 +313,7 @@ bool arena_begin(Op *op, PyObject *self, bool write);
 PyObject *arena_finish(Op *op, Status s);
 PyObject *arena_ring(PyObject *self, PyObject *unused);
 PyObject *arena_ring_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *arena_ring_collect(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *arena_ring_pieces(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *arena_publish_written(PyObject *self, PyObject *lsn);
 PyObject *arena_publish_durable(PyObject *self, PyObject *const *args, Py_ssize_t nargs);

@@ -382,6 +382,9 @@ static PyMethodDef arena_methods[] = {
     {"ring_wait", (PyCFunction)(void (*)(void))arena_ring_wait, METH_FASTCALL,
      "ring_wait($self, after_lsn, timeout_s, /)\n--\n\nWait until there is work past after_lsn, or the timeout; the "
      "tail."},
+    {"ring_collect", (PyCFunction)(void (*)(void))arena_ring_collect, METH_FASTCALL,
+     "ring_collect($self, after_lsn, timeout_s, limit_bytes, /)\n--\n\nring_wait, then the records that a wanted "
+     "sync is for."},
     {"ring_pieces", (PyCFunction)(void (*)(void))arena_ring_pieces, METH_FASTCALL,
      "ring_pieces($self, start_lsn, end_lsn, /)\n--\n\nRead-only views of the ring; valid until its head passes them."},
     {"publish_written", arena_publish_written, METH_O,

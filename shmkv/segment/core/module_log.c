@@ -6,6 +6,8 @@
  */
 #include "module.h"
 
+#include <string.h>
+
 /* ---- pieces of the ring ------------------------------------------------------------------------------ */
 typedef struct PieceObject {
     PyObject_HEAD
@@ -58,17 +60,17 @@ static bool lsn_from(PyObject *object, uint64_t *lsn) {
     return *lsn != UINT64_MAX || !PyErr_Occurred();
 }
 
-static bool two_arguments(const char *function, Py_ssize_t nargs) {
-    if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError, "%s() takes 2 arguments (%zd given)", function, nargs);
+static bool arguments_are(const char *function, Py_ssize_t wanted, Py_ssize_t nargs) {
+    if (nargs != wanted) {
+        PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments (%zd given)", function, wanted, nargs);
     }
-    return nargs == 2;
+    return nargs == wanted;
 }
 
 PyObject *arena_ring_pieces(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     uint64_t start, end;
     Op op;
-    if (!two_arguments("ring_pieces", nargs) || !lsn_from(args[0], &start) || !lsn_from(args[1], &end) ||
+    if (!arguments_are("ring_pieces", 2, nargs) || !lsn_from(args[0], &start) || !lsn_from(args[1], &end) ||
         !arena_begin(&op, self, false)) {
         return NULL;
     }
@@ -115,31 +117,72 @@ PyObject *arena_ring(PyObject *self, PyObject *unused) {
     return result;
 }
 
+/* Without the GIL, until there is work behind that LSN or the time is over; false with an exception set. */
+static bool wait_for_work(Op *op, uint64_t after, uint64_t timeout_ns) {
+    uint64_t now = clock_monotonic_ns(), until = now + timeout_ns;
+    for (;;) {
+        uint64_t slice_end = min_u64(until, now + SLICE_NS);
+        op_release_gil(op);
+        ring_wait_work(op->call.arena, after, slice_end);
+        now = clock_monotonic_ns();
+        op_take_gil(op);
+        if (!op_check_signals(op)) {
+            return false;
+        }
+        /* Back before the slice ended: there is work. */
+        if (now < slice_end || now >= until) {
+            return true;
+        }
+    }
+}
+
 PyObject *arena_ring_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     uint64_t after, timeout_ns;
     Op op;
-    if (!two_arguments("ring_wait", nargs) || !lsn_from(args[0], &after) ||
+    if (!arguments_are("ring_wait", 2, nargs) || !lsn_from(args[0], &after) ||
         !timeout_from(args[1], "timeout_s", 0, &timeout_ns) || !arena_begin(&op, self, true)) {
         return NULL;
     }
-    Arena *arena = op.call.arena;
-    uint64_t now = clock_monotonic_ns(), until = now + timeout_ns;
-    bool raised = false;
-    for (;;) {
-        uint64_t slice_end = min_u64(until, now + SLICE_NS);
-        op_release_gil(&op);
-        ring_wait_work(arena, after, slice_end);
-        now = clock_monotonic_ns();
-        op_take_gil(&op);
-        raised = !op_check_signals(&op);
-        /* Back before the slice ended: there is work. */
-        if (raised || now < slice_end || now >= until) {
-            break;
-        }
-    }
-    uint64_t tail = load_acquire(&arena->control->ring_tail);
+    bool good = wait_for_work(&op, after, timeout_ns);
+    uint64_t tail = load_acquire(&op.call.arena->control->ring_tail);
     op_end(&op);
-    return raised ? NULL : PyLong_FromUnsignedLongLong(tail);
+    return good ? PyLong_FromUnsignedLongLong(tail) : NULL;
+}
+
+/* The bytes of the ring from start to tail if a sync behind start is wanted and they are few enough, else None. */
+static PyObject *wanted_records(const Arena *arena, uint64_t start, uint64_t tail, uint64_t limit_bytes) {
+    const Control *control = arena->control;
+    if (start < load_relaxed(&control->ring_head) || tail <= start || tail - start > limit_bytes ||
+        load_relaxed(&control->sync_wanted_lsn) <= start) {
+        Py_RETURN_NONE;
+    }
+    uint64_t at = start & (arena->ring_bytes - 1), length = tail - start;
+    uint64_t first = min_u64(length, arena->ring_bytes - at);
+    PyObject *records = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (records != NULL) {
+        memcpy(PyBytes_AS_STRING(records), arena->ring + at, first);
+        memcpy(PyBytes_AS_STRING(records) + first, arena->ring, length - first);
+    }
+    return records;
+}
+
+PyObject *arena_ring_collect(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    uint64_t after, timeout_ns, limit_bytes;
+    Op op;
+    if (!arguments_are("ring_collect", 3, nargs) || !lsn_from(args[0], &after) ||
+        !timeout_from(args[1], "timeout_s", 0, &timeout_ns) || !lsn_from(args[2], &limit_bytes) ||
+        !arena_begin(&op, self, true)) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    if (wait_for_work(&op, after, timeout_ns)) {
+        uint64_t now_ms = clock_coarse_ms(), tail = load_acquire(&op.call.arena->control->ring_tail);
+        PyObject *records = wanted_records(op.call.arena, after, tail, limit_bytes);
+        result = records == NULL ? NULL : Py_BuildValue("(KKN)", (unsigned long long)tail, (unsigned long long)now_ms,
+                                                        records);
+    }
+    op_end(&op);
+    return result;
 }
 
 static bool check_publish(const Control *control, uint64_t lsn, uint64_t least, const char *what) {
@@ -177,7 +220,7 @@ PyObject *arena_publish_written(PyObject *self, PyObject *lsn_object) {
 PyObject *arena_publish_durable(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     uint64_t lsn, collected_ms;
     Op op;
-    if (!two_arguments("publish_durable", nargs) || !lsn_from(args[0], &lsn) || !lsn_from(args[1], &collected_ms) ||
+    if (!arguments_are("publish_durable", 2, nargs) || !lsn_from(args[0], &lsn) || !lsn_from(args[1], &collected_ms) ||
         !arena_begin(&op, self, true)) {
         return NULL;
     }
