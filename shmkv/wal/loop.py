@@ -257,6 +257,10 @@ class Persister:
         self._schedule.close()
         self._spares.cancel()
         if self._order == RETIRE:
+            words = self._arena.ring()
+            if self._pace.state is LogState.OK and not self._pace.ends_in_mark(words["tail"]):
+                # Its time is the end of this life: what a restore to a later moment goes by.
+                self._mark(words)
             self._arena.retire()
         self._pace.stop(self._arena.ring()["tail"])
 

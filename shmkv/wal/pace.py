@@ -212,6 +212,10 @@ class Pace:
         """Where the last record lies that is no mark of ours, as far as next() has seen."""
         return self._data_end
 
+    def ends_in_mark(self, tail: int) -> bool:
+        """Whether the last record is a mark of ours, or nothing was written at all."""
+        return tail == self._mark_end
+
     @property
     def target_lsn(self) -> int:
         """Where a stop ends; 0 while there is none."""

@@ -22,6 +22,7 @@ from shmkv.wal.chain import Point, hole, life_at_lsn, life_at_time, lives_of, se
 from shmkv.wal.cipher import Keyring
 from shmkv.wal.files import Files
 from shmkv.wal.log import LOG_DIR, LogDirectory, LogFile, file_number
+from shmkv.wal.pace import MARK_RECORD_BYTES
 from shmkv.wal.recovery import Segment
 from shmkv.wal.replay import Apply, Replay, replay_segment, size_of
 
@@ -98,6 +99,7 @@ class LogToGo:
         elif goal.to_wall_ms is not None:
             life = life_at_time(lives, whole, goal.to_wall_ms)
         self.segments = segments_to(lives, start, whole, life)
+        self._goes_on = any(each > life for each in lives)
         if goal.to_wall_ms is not None:
             self.limit_lsn = max(self.limit_lsn, self._last_lsn_before(goal.to_wall_ms))
 
@@ -132,6 +134,15 @@ class LogToGo:
         marks = Marks(look)
         reach = self._walk(marks, lambda _: None)
         if was_later:
+            return marks.lsn
+        if self._goes_on:
+            # What follows the last mark of a life that was killed may be later than that moment.
+            if reach.end.lsn > marks.lsn + MARK_RECORD_BYTES:
+                self.warnings.append(
+                    f"life {reach.end.incarnation} of the log ended at LSN {reach.end.lsn}, its last mark is of "
+                    f"{marks.wall_ms / 1000:.3f}: what was written behind that is left out; "
+                    f"--to-lsn {reach.end.lsn - 1} takes it"
+                )
             return marks.lsn
         if wall_ms < time.time_ns() // 1_000_000:
             last_ms = marks.wall_ms or self._base.wall_ms

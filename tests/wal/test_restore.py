@@ -59,11 +59,12 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
     with shmkv.launch(**settings) as db:
         history.db = db
         write(history, chance, 200)
+        tail_lsn = tail_of(db)
         db.sync(timeout=10)
         # A mark follows the last write within about a second; then nothing is written until after that moment.
-        time.sleep(1.6)
+        wait_until(lambda: tail_of(db) > tail_lsn)
         between = (time.time_ns() // 1_000_000, history.events[-1][0])
-        time.sleep(0.2)
+        wait_until(lambda: time.time_ns() // 1_000_000 > between[0])
         write(history, chance, 200)
         db.snapshot()
         write(history, chance, 50)
@@ -73,6 +74,17 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
             history.db = db
             write(history, chance, 100)
     return Past(data_dir, archive, backup, history, between)
+
+
+def tail_of(db: shmkv.Store) -> int:
+    return int(db.stats().numbers["tail"])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def write(history: History, chance: random.Random, count: int) -> None:
