@@ -91,7 +91,7 @@ def no_progress(done_bytes: int, of_bytes: int) -> None:
 
 def snapshot_store(name: str, *, timeout_s: float | None = None, progress: Progress = no_progress) -> SnapshotInfo:
     """See `Store.snapshot`."""
-    result = _run(control_of(name), {"kind": "snapshot"}, timeout_s, progress)
+    result = run_job(control_of(name), {"kind": "snapshot"}, timeout_s, progress)
     return SnapshotInfo(**{field: result[field] for field in SnapshotInfo.__slots__})
 
 
@@ -113,7 +113,7 @@ def back_up_store(
     staged = os.path.join(_data_dir_of(control), BACKUP_DIR, own_file_name(".backup"))
     request = {"kind": "backup", "path": staged, **({"compression": compression} if compression is not None else {})}
     try:
-        result = _run(control, request, timeout_s, progress)
+        result = run_job(control, request, timeout_s, progress)
         if local is None:
             remote.upload(staged, os.fspath(target), progress)
         else:
@@ -146,7 +146,7 @@ def restore_store(
     control = control_of(name)
     with fetched(source, os.path.join(_data_dir_of(control), RESTORE_DIR), progress) as path:
         request = {"kind": "restore", "path": path, "to_lsn": to_lsn, "to_wall_ms": to_wall_ms, "log_dirs": folders}
-        result = _run(control, request, timeout_s, progress)
+        result = run_job(control, request, timeout_s, progress)
     return restore_info(os.fspath(source), result)
 
 
@@ -207,13 +207,16 @@ def _data_dir_of(control: str) -> str:
     return str(data_dir)
 
 
-def _run(control: str, request: dict[str, Any], timeout_s: float | None, progress: Progress) -> dict[str, Any]:
-    """Run one job to its end and return its result; raises what the job failed with."""
+def run_job(
+    control: str, request: dict[str, Any], timeout_s: float | None, progress: Progress, *, failed: str = ""
+) -> dict[str, Any]:
+    """Run one job to its end and return its result; raises what the job failed with, behind `failed` in words."""
     from shmkv.supervisor.control import error_of, follow
 
     for event in follow(control, request, timeout_s):
         if event.get("state") == "failed":
-            raise error_of(str(event.get("error_kind")), f"{request['kind']} failed: {event.get('error')}")
+            what = failed or f"{request['kind']} failed"
+            raise error_of(str(event.get("error_kind")), f"{what}: {event.get('error')}")
         if event.get("state") == "done":
             return dict(event["result"])
         progress(int(event.get("done_bytes") or 0), int(event.get("of_bytes") or 0))

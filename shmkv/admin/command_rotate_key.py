@@ -35,14 +35,8 @@ def command(session: Session, new: bool) -> None:
 
 
 def _rotate(name: str, new: bool) -> dict[str, Any]:
-    from shmkv.backup import control_of
-    from shmkv.supervisor.control import error_of, follow
+    from shmkv.backup import control_of, run_job
 
+    request = {"kind": "rotate_key", "new": new}
     with progress("rotating the key") as bar:
-        for event in follow(control_of(name), {"kind": "rotate_key", "new": new}):
-            if event.get("state") == "failed":
-                raise error_of(str(event.get("error_kind")), f"the key was not rotated: {event.get('error')}")
-            if event.get("state") == "done":
-                return dict(event["result"])
-            bar.set(int(event.get("done_bytes") or 0), int(event.get("of_bytes") or 0))
-    raise AssertionError("follow ends with the last event or an exception")
+        return run_job(control_of(name), request, None, bar.set, failed="the key was not rotated")

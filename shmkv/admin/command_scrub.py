@@ -39,14 +39,7 @@ def _count(problems: list[str]) -> str:
 
 
 def _scrub(name: str, *, shown: bool) -> dict[str, Any]:
-    from shmkv.backup import control_of
-    from shmkv.supervisor.control import error_of, follow
+    from shmkv.backup import control_of, run_job
 
     with progress("checking", shown=shown) as bar:
-        for event in follow(control_of(name), {"kind": "scrub"}):
-            if event.get("state") == "failed":
-                raise error_of(str(event.get("error_kind")), f"the check did not end: {event.get('error')}")
-            if event.get("state") == "done":
-                return dict(event["result"])
-            bar.set(int(event.get("done_bytes") or 0), int(event.get("of_bytes") or 0))
-    raise AssertionError("follow ends with the last event or an exception")
+        return run_job(control_of(name), {"kind": "scrub"}, None, bar.set, failed="the check did not end")
